@@ -1,0 +1,30 @@
+/*
+ * One line per event on standard error, written with a single write(2).
+ *
+ * Format: "2026-01-31T12:00:00.123Z LEVEL process[pid] message". With JOURNAL_STREAM set the
+ * line starts with systemd's "<N>" priority and has no time. Control characters in a message
+ * are escaped, so a peer cannot forge lines. The caller passes errno as an argument (0: none),
+ * and its text is appended: "could not open file "x": No such file or directory".
+ * Prompts, answers and keys are never logged, at any level.
+ */
+#ifndef DAC_BASE_LOG_H
+#define DAC_BASE_LOG_H
+
+#include "base/err.h"
+
+enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
+
+/* Sets the least important level that is written. Any process, any time. */
+void log_set_level(enum log_level level);
+enum log_level log_get_level(void);
+/* Names this process in its lines, e.g. "worker 2". Copied, cut at 31 bytes. */
+void log_set_identity(const char *who);
+/* The level called `name` ("error", "warn", "info", "debug") or DAC_E_INVALID. */
+enum dac_err log_level_parse(const char *name, enum log_level *out) DAC_CHECK;
+
+void log_error(int err, const char *fmt, ...) DAC_PRINTF(2, 3);
+void log_warn(int err, const char *fmt, ...) DAC_PRINTF(2, 3);
+void log_info(int err, const char *fmt, ...) DAC_PRINTF(2, 3);
+void log_debug(int err, const char *fmt, ...) DAC_PRINTF(2, 3);
+
+#endif
