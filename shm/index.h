@@ -1,0 +1,74 @@
+/*
+ * The key index: from a key's digest to the newest flight of that question.
+ *
+ * Buckets under process-shared robust mutexes, tried for 20 ms at most; at most one is held,
+ * and under it no system call, allocation, log line or callback. The chains are hints: after a
+ * death (EOWNERDEAD) a bucket is rebuilt from the flights whose `bucket` field names it, and
+ * only then declared consistent.
+ */
+#ifndef DAC_SHM_INDEX_H
+#define DAC_SHM_INDEX_H
+
+#include "shm/flight.h"
+
+#define INDEX_LOCK_NS UINT64_C(20000000)
+
+enum join_role {
+    JOIN_LEADER,   /* a new flight, this process owns it in CLAIMED */
+    JOIN_FOLLOWER, /* it runs */
+    JOIN_HIT,      /* it is complete and within its TTL */
+    JOIN_FAILURE   /* it failed less than error_ttl ago */
+};
+
+struct join_request {
+    uint8_t key[SHM_KEY_SIZE];
+    uint8_t turn_id[16]; /* of the flight, if it becomes one */
+    uint8_t org[16];
+    enum flight_kind kind;
+    uint32_t provider;
+    uint64_t now_ns;
+    uint64_t arrived_ns;
+    int64_t created_us;
+    uint64_t result_ttl_ns; /* of the new flight */
+    uint64_t error_ttl_ns;
+    uint64_t abandon_grace_ns;
+    bool no_finished; /* never a finished answer or a shared failure: joins or leads */
+};
+
+struct join_result {
+    enum join_role role;
+    struct flight_ref ref;
+};
+
+/* Joins the newest usable flight of the key, or claims and indexes a new one; either way this
+ * process's reader bit is set. DAC_E_BUSY: the lock was not had in time. DAC_E_FULL. Worker. */
+enum dac_err index_join(struct shm *shm, const struct join_request *req,
+                        struct join_result *out) DAC_CHECK;
+
+/* The flight of a turn, if it is in memory: a scan, no lock; check org before use. */
+bool index_find_turn(const struct shm *shm, const uint8_t turn_id[16],
+                     struct flight_ref *out);
+/* Sets this process's reader bit if the flight is still that turn. DAC_E_NOT_FOUND. */
+enum dac_err index_attach(struct shm *shm, struct flight_ref ref,
+                          const uint8_t turn_id[16]) DAC_CHECK;
+/* Owner: closes a flight that nobody reads to newcomers. DAC_E_STATE if somebody does read it
+ * again. */
+enum dac_err index_abandon(struct shm *shm, struct flight_ref ref) DAC_CHECK;
+
+enum recycle_rule {
+    RECYCLE_EXPIRED, /* ended, stored, unread, TTL over */
+    RECYCLE_PRESSURE /* the same, TTL or not */
+};
+/* Recorder: frees the flight if the rule allows it now. DAC_E_STATE if not, DAC_E_BUSY.
+ * *followers and *hits are its final numbers. */
+enum dac_err index_recycle(struct shm *shm, struct flight_ref ref, enum recycle_rule rule,
+                           uint64_t now_ns, uint64_t error_ttl_ns, uint64_t *followers,
+                           uint64_t *hits) DAC_CHECK;
+
+uint32_t index_bucket_of(const struct shm *shm, const uint8_t key[SHM_KEY_SIZE]);
+/* Rebuilds one chain from the flights; under its lock. */
+void index_rebuild(struct shm *shm, uint32_t bucket);
+/* Checks one chain; on a quiet or dead segment only. */
+bool index_valid(const struct shm *shm, uint32_t bucket, char *why, size_t n);
+
+#endif

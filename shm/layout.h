@@ -1,0 +1,248 @@
+/*
+ * What lies in the segment: every struct, every field, who writes it and under what.
+ *
+ * Offsets and indexes only, never pointers; numbers are native-endian, times are
+ * CLOCK_MONOTONIC nanoseconds. shm/README.md draws the layout, pairs the barriers and has the
+ * life-cycle tables. Changing anything here means raising SHM_LAYOUT_VERSION.
+ *
+ * Notation in the comments: [W: who] is the only writer; "cas" means that any process may
+ * move the word by one compare-and-swap; "relaxed" fields are hints or statistics.
+ */
+#ifndef DAC_SHM_LAYOUT_H
+#define DAC_SHM_LAYOUT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define SHM_MAGIC          UINT64_C(0x3153544847494c46) /* "FLIGHTS1" */
+#define SHM_LAYOUT_VERSION 1u
+#define SHM_SLOTS          64u
+#define SHM_NO_SLOT        UINT32_C(0xff)
+#define SHM_WORKERS_MAX    28u
+#define SHM_PROVIDERS_MAX  16u
+#define SHM_PERMITS_MAX    256u
+#define SHM_BLOCK_SIZE     2048u
+#define SHM_SAMPLES        16384u
+#define SHM_FLIGHTS_MAX    65536u
+#define SHM_NAME_SIZE      64u
+#define SHM_KEY_SIZE       32u
+#define SHM_ALIGNED        _Alignas(64)
+
+typedef _Atomic uint64_t shm_u64;
+typedef _Atomic uint32_t shm_u32;
+
+/* Per-process counters; X(name, help). One writer each, relaxed; readers sum over the slots
+ * and the base into which a reaped slot's are folded. */
+#define SHM_COUNTERS(X)                                                                  \
+    X(requests, "HTTP requests read whole")                                              \
+    X(leaders, "requests that started a flight")                                         \
+    X(followers, "requests that joined a running flight")                                \
+    X(hits, "requests served from a finished flight")                                    \
+    X(shared_failures, "requests answered by another request's failure")                 \
+    X(bypassed, "requests with a flight of their own, never joined")                     \
+    X(upstream_calls, "calls made to providers")                                         \
+    X(upstream_retries, "second calls after a failure before the first token")           \
+    X(upstream_rate_limited, "429 answers from providers")                               \
+    X(upstream_cancelled, "calls ended because nobody listened or someone said stop")    \
+    X(turns_complete, "turns stored as complete")                                        \
+    X(turns_cancelled, "turns stored as cancelled")                                      \
+    X(turns_incomplete, "turns stored as incomplete")                                    \
+    X(turns_failed, "turns stored as failed")                                            \
+    X(turns_unstored, "turns that the store did not take")                               \
+    X(store_commits, "commits of the recorder")                                          \
+    X(deliveries, "stream pieces given to clients")                                      \
+    X(bytes_out, "bytes given to the kernel for clients")                                \
+    X(stalled_clients, "clients cut off because they took nothing")                      \
+    X(accept_pauses, "times accepting paused")                                           \
+    X(refused, "requests refused because a table or pool was exhausted")                 \
+    X(lock_timeouts, "bucket locks not had in time")                                     \
+    X(lock_recoveries, "bucket locks taken over from a dead process")                    \
+    X(flights_orphaned, "flights whose fetcher died")
+
+enum shm_counter {
+#define X(name, help) SHM_C_##name,
+    SHM_COUNTERS(X)
+#undef X
+        SHM_C_COUNT
+};
+
+/* --- slots -------------------------------------------------------------------------- */
+
+enum slot_state {
+    SLOT_FREE = 0,
+    SLOT_STARTING, /* forked, not accepting yet */
+    SLOT_READY,    /* a worker that accepts, a recorder that stores */
+    SLOT_DRAINING, /* accepts no more */
+    SLOT_DEAD      /* reaped; the master sweeps it */
+};
+
+enum slot_kind { SLOT_WORKER = 1, SLOT_RECORDER = 2 };
+
+struct shm_slot {
+    SHM_ALIGNED shm_u32 state; /* enum slot_state [W: master; its process READY, DRAINING] */
+    shm_u32 pid;               /* [W: master, before fork returns in the child: its process] */
+    shm_u32 kind;              /* enum slot_kind [W: master] */
+    shm_u32 ordinal;           /* of a worker [W: master] */
+    shm_u32 generation;        /* of processes; grows at each start [W: master] */
+    shm_u32 locking_bucket;    /* bucket + 1 it is about to lock or holds, 0 [W: its process] */
+    shm_u64 heartbeat;         /* grows 4 times a second [W: its process] */
+    shm_u64 beat_ns;           /* time of the last beat [W: its process] */
+    shm_u64 connections;       /* open clients, a gauge [W: its process] */
+    shm_u64 streams;           /* open streams, a gauge [W: its process] */
+    SHM_ALIGNED shm_u32 notified; /* 1: an eventfd write is under way; read-modify-write only */
+    shm_u32 pacer_dirty;          /* bit per provider: a permit came back; rmw only */
+    SHM_ALIGNED shm_u64 counters[SHM_C_COUNT]; /* relaxed [W: its process] */
+};
+
+/* --- pacers ------------------------------------------------------------------------- */
+
+struct shm_pacer {
+    SHM_ALIGNED shm_u64 tat_ns; /* GCRA's theoretical arrival time; cas */
+    shm_u64 interval_ns;        /* emission interval, 0: no rate limit [W: master] */
+    shm_u64 tolerance_ns;       /* (burst - 1) * interval [W: master] */
+    shm_u64 paused_until_ns;    /* nobody calls before (a 429 said so); only grows, cas */
+    shm_u64 waiting;            /* slots that found no permit; rmw */
+    shm_u32 concurrency;        /* permits in use at most, 0: no limit [W: master] */
+    shm_u32 calls;              /* permits taken now, a hint; relaxed */
+    SHM_ALIGNED shm_u64 permits[SHM_PERMITS_MAX]; /* {slot+1:8, flight:24, incarnation:32}; cas */
+};
+
+/* --- key index ---------------------------------------------------------------------- */
+
+struct shm_bucket {
+    SHM_ALIGNED pthread_mutex_t lock; /* process-shared, robust */
+    shm_u32 head;                     /* flight + 1, newest first, 0: none; under the lock */
+};
+
+/* --- flights ------------------------------------------------------------------------ */
+
+enum flight_state {
+    FLIGHT_FREE = 0,
+    FLIGHT_CLAIMED,   /* owner fills in key and ids, indexes it, writes REQUEST */
+    FLIGHT_QUEUED,    /* REQUEST is in the log; waits for the pacer */
+    FLIGHT_FETCHING,  /* upstream call under way, no content yet */
+    FLIGHT_STREAMING, /* content arrives */
+    FLIGHT_ORPHANED,  /* owner was reaped; nobody owns it */
+    FLIGHT_DONE,      /* ended: END says complete */
+    FLIGHT_FAILED,    /* ended: END says failed or incomplete */
+    FLIGHT_CANCELLED, /* ended: END says cancelled */
+    FLIGHT_STATE_COUNT
+};
+
+enum flight_kind { FLIGHT_TURN = 1, FLIGHT_THREAD = 2 };
+
+enum flight_stored {
+    STORED_NO = 0,
+    STORED_POSTGRES,
+    STORED_SPOOL,
+    STORED_SQLITE,
+    STORED_FAILED /* the store refused it, or there was nothing to store */
+};
+
+/* Bits of shm_flight.requests: asked of the owner by anyone; rmw. */
+#define FLIGHT_ASK_CANCEL UINT32_C(1) /* someone said stop */
+#define FLIGHT_CLOSED     UINT32_C(2) /* abandoned: takes no more joiners; under the lock */
+
+struct shm_flight {
+    /* {state:8, owner slot:8, generation:16, incarnation:32}; cas. Incarnation grows when the
+     * flight becomes FREE, and with that every block and permit naming the old one is free. */
+    SHM_ALIGNED shm_u64 word;
+    shm_u64 readers;  /* bitmap of slots; bits are set under the bucket's lock only */
+    shm_u64 tail;     /* published bytes of the log; release [W: owner] */
+    shm_u32 stored;   /* enum flight_stored; release, after the commit [W: recorder] */
+    shm_u32 requests; /* FLIGHT_ASK_CANCEL, FLIGHT_CLOSED; rmw */
+    shm_u32 first_block; /* block + 1 [W: owner in CLAIMED, before tail] */
+    shm_u32 block_count; /* blocks it has taken, a hint [W: owner] */
+    shm_u32 bucket;      /* bucket + 1 where it is indexed, 0: nowhere; under the lock */
+    shm_u32 next;        /* flight + 1 in the bucket's chain; under the lock */
+    /* The following are written by the owner in CLAIMED, before indexing, unless noted. */
+    SHM_ALIGNED uint8_t key[SHM_KEY_SIZE];
+    uint8_t turn_id[16];
+    uint8_t org[16];          /* first half of SHA-256 of the org's name */
+    shm_u32 kind;             /* enum flight_kind */
+    shm_u32 provider;         /* index of its pacer */
+    shm_u64 claim_seq;        /* order of claims over the segment */
+    shm_u64 result_ttl_ns;    /* how long DONE answers newcomers */
+    shm_u64 abandon_grace_ns; /* the longest that any client asked for; cas, only grows */
+    shm_u64 arrived_ns;       /* when the leader's request was read whole */
+    shm_u64 queued_ns;        /* [W: owner, at each step] */
+    shm_u64 fetch_ns;         /* left the pacer's queue */
+    shm_u64 first_token_ns;   /* 0: no content yet */
+    shm_u64 ended_ns;         /* before the word says so */
+    shm_u64 ticket;           /* place in the pacer's queue */
+    shm_u64 followers;        /* relaxed add, under the lock */
+    shm_u64 hits;             /* relaxed add, under the lock */
+    shm_u64 sample;           /* sequence of its sample + 1, 0: none [W: recorder] */
+    int64_t created_us;       /* wall clock */
+};
+
+/* --- block log ---------------------------------------------------------------------- */
+
+struct shm_block {
+    shm_u64 owner; /* {flight+1:32, incarnation:32}, 0: free; cas. Also free: incarnation is
+                    * not the flight's present one */
+    shm_u32 next;  /* block + 1, 0: last; release [W: the owner's writer] */
+    uint32_t unused;
+};
+
+/* --- samples ------------------------------------------------------------------------ */
+
+struct shm_sample {
+    SHM_ALIGNED shm_u64 seq; /* its number + 1, 0 while written; release [W: recorder] */
+    shm_u64 finished_us;     /* wall clock */
+    shm_u32 ttft_us;         /* UINT32_MAX: no content came */
+    shm_u32 latency_us;
+    shm_u32 queue_us;
+    shm_u32 status; /* enum turn_status */
+    shm_u32 followers;
+    shm_u32 hits; /* relaxed add, by any worker */
+};
+
+/* --- header ------------------------------------------------------------------------- */
+
+struct shm_areas { /* offsets from the segment's start, in bytes */
+    uint64_t slots, dirty, pacers, buckets, flights, samples, blocks, data, end;
+};
+
+struct shm_header {
+    uint64_t magic; /* written last at creation */
+    uint32_t layout_version;
+    uint32_t header_size;
+    uint32_t slot_size, pacer_size, bucket_size, flight_size, sample_size, block_size;
+    uint32_t flight_count, bucket_count, block_count, provider_count;
+    uint32_t dirty_words; /* 64-bit words of a slot's dirty bitmap */
+    uint32_t unused;
+    uint64_t total_size;
+    uint64_t flight_max_bytes;
+    uint64_t created_ns;
+    int64_t created_us;
+    struct shm_areas areas;
+    char name[SHM_NAME_SIZE];
+    char provider_names[SHM_PROVIDERS_MAX][32];
+    shm_u32 master_pid;                     /* [W: master] */
+    shm_u32 draining;                       /* 1: the service is stopping [W: master] */
+    shm_u32 recorder_slot;                  /* SHM_NO_SLOT: none [W: master] */
+    shm_u32 worker_count;                   /* ordinals in use [W: master] */
+    shm_u32 ordinal_slot[SHM_WORKERS_MAX];  /* SHM_NO_SLOT: none [W: master] */
+    shm_u32 kicks;                          /* grows with each kick [W: master] */
+    shm_u32 generation;                     /* of the newest process [W: master] */
+    shm_u64 restarts;                       /* processes started again [W: master] */
+    shm_u64 counters_base[SHM_C_COUNT];     /* of reaped slots [W: master] */
+    SHM_ALIGNED shm_u32 flight_hand;        /* where the next claim looks first; relaxed */
+    shm_u32 flights_used;                   /* hint, recounted by the master; relaxed */
+    SHM_ALIGNED shm_u32 block_hand;         /* relaxed */
+    shm_u32 blocks_used;                    /* hint, recounted by the master; relaxed */
+    SHM_ALIGNED shm_u64 claim_seq;          /* relaxed add */
+    shm_u64 tickets[SHM_PROVIDERS_MAX];     /* relaxed add */
+    SHM_ALIGNED shm_u64 sample_seq;         /* samples ever; release [W: recorder] */
+    SHM_ALIGNED shm_u32 pressure;           /* 1: someone found no room; the recorder recycles */
+};
+
+_Static_assert(sizeof(struct shm_block) == 16, "block descriptors are packed");
+_Static_assert(sizeof(struct shm_flight) % 64 == 0, "flights start on cache lines");
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "64-bit atomics must be lock-free");
+
+#endif
