@@ -1,9 +1,10 @@
 /*
- * struct buf: a growing byte buffer whose maximum is fixed at creation. An append that would
- * pass the maximum, or that finds no memory, changes nothing and is remembered in `failed`, so
- * a chain of appends is checked once at its end.
+ * struct buf: a growing byte buffer whose maximum is fixed at creation. An append that
+ * would pass the maximum, or that finds no memory, changes nothing and is remembered in
+ * `failed`, so a chain of appends is checked once at its end.
  *
- * Owner: whoever holds the struct; buf_free() releases the bytes and leaves an empty buffer.
+ * Owner: whoever holds the struct; buf_free() releases the bytes and leaves an empty
+ * buffer.
  */
 #ifndef DAC_BASE_BYTES_H
 #define DAC_BASE_BYTES_H
@@ -24,13 +25,14 @@ struct buf {
 
 #define BUF_INIT(maximum) ((struct buf){.max = (maximum)})
 
-/* Appends `n` bytes. DAC_E_TOO_LARGE above the maximum, DAC_E_NOMEM; both set `failed`. */
+/* Appends `n` bytes. DAC_E_TOO_LARGE above the maximum, DAC_E_NOMEM; both set `failed`.
+ */
 enum dac_err buf_append(struct buf *b, const void *data, size_t n);
 enum dac_err buf_puts(struct buf *b, const char *s);
 enum dac_err buf_putc(struct buf *b, char c);
 enum dac_err buf_printf(struct buf *b, const char *fmt, ...) DAC_PRINTF(2, 3);
-/* Makes room for `n` more bytes and returns where they go, or NULL (then `failed` is set).
- * The caller writes there and adds to `len` itself. */
+/* Makes room for `n` more bytes and returns where they go, or NULL (then `failed` is
+ * set). The caller writes there and adds to `len` itself. */
 char *buf_reserve(struct buf *b, size_t n);
 /* Drops the first `n` bytes (n <= len). */
 void buf_consume(struct buf *b, size_t n);

@@ -2,9 +2,9 @@
  * The error codes that functions return, and the assertion that stays on in production.
  *
  * Three classes of failure, and one way to treat each: an expected one is returned as
- * enum dac_err; bad input is collected with its place and reported whole; an impossible one
- * fails DAC_ASSERT, which logs where and ends this process (the master starts another).
- * What a peer sent or what another process wrote is never "impossible".
+ * enum dac_err; bad input is collected with its place and reported whole; an impossible
+ * one fails DAC_ASSERT, which logs where and ends this process (the master starts
+ * another). What a peer sent or what another process wrote is never "impossible".
  */
 #ifndef DAC_BASE_ERR_H
 #define DAC_BASE_ERR_H
@@ -28,7 +28,7 @@ enum dac_err {
     DAC_E_COUNT
 };
 
-#define DAC_CHECK __attribute__((warn_unused_result))
+#define DAC_CHECK        __attribute__((warn_unused_result))
 #define DAC_PRINTF(f, a) __attribute__((format(printf, f, a)))
 #define DAC_ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 

@@ -1,6 +1,6 @@
 /*
- * 128-bit identifiers of threads, turns and messages: UUID version 7 (RFC 9562), so they sort
- * by the time they were made. Text form: 36 characters, lower case.
+ * 128-bit identifiers of threads, turns and messages: UUID version 7 (RFC 9562), so they
+ * sort by the time they were made. Text form: 36 characters, lower case.
  */
 #ifndef DAC_BASE_IDS_H
 #define DAC_BASE_IDS_H
@@ -16,7 +16,8 @@ struct id {
     uint8_t b[16];
 };
 
-/* A new id from the wall clock and getrandom(2). Ids made by one process ascend strictly. */
+/* A new id from the wall clock and getrandom(2). Ids made by one process ascend strictly.
+ */
 struct id id_new(void);
 void id_format(const struct id *id, char out[ID_TEXT_SIZE]);
 /* Whether s[0..n) is the text form (any case); writes *out. */

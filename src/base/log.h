@@ -1,11 +1,11 @@
 /*
  * One line per event on standard error, written with a single write(2).
  *
- * Format: "2026-01-31T12:00:00.123Z LEVEL process[pid] message". With JOURNAL_STREAM set the
- * line starts with systemd's "<N>" priority and has no time. Control characters in a message
- * are escaped, so a peer cannot forge lines. The caller passes errno as an argument (0: none),
- * and its text is appended: "could not open file "x": No such file or directory".
- * Prompts, answers and keys are never logged, at any level.
+ * Format: "2026-01-31T12:00:00.123Z LEVEL process[pid] message". With JOURNAL_STREAM set
+ * the line starts with systemd's "<N>" priority and has no time. Control characters in a
+ * message are escaped, so a peer cannot forge lines. The caller passes errno as an
+ * argument (0: none), and its text is appended: "could not open file "x": No such file or
+ * directory". Prompts, answers and keys are never logged, at any level.
  */
 #ifndef DAC_BASE_LOG_H
 #define DAC_BASE_LOG_H
