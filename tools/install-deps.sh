@@ -4,7 +4,7 @@
 #
 #   tools/install-deps.sh build      compiler and libraries
 #   tools/install-deps.sh check      the same, the linters and the test environment in .venv
-#   tools/install-deps.sh demo       build, and a small language model in .demo/llm
+#   tools/install-deps.sh demo       compiler and libraries, and the demo's Debian packages
 #   tools/install-deps.sh system     only the Debian packages of `check`
 #   tools/install-deps.sh venv       only .venv (Python and Node packages)
 #   tools/install-deps.sh model      only .demo/llm; exits 3 where it cannot be had
@@ -133,10 +133,7 @@ check)
     install_venv
     ;;
 venv) install_venv ;;
-demo)
-    install_packages "$demo_packages"
-    install_model
-    ;;
+demo) install_packages "$demo_packages" ;;
 model) install_model ;;
 *)
     sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "$0" >&2

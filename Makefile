@@ -1,0 +1,234 @@
+# The build of DAC: one Makefile, non-recursive, GNU make. `make help` lists what it can do.
+#
+# A normal build lives in build/, with config.h and config.mk in the root. Every other build
+# (make SANITIZE=1, CRASHPOINTS=1, COVERAGE=1, or BUILD=folder) keeps everything, its
+# configuration too, in its own folder, so that they never rebuild each other.
+# CONFIGURE_FLAGS goes to configure the first time; afterwards each folder keeps its own.
+
+BUILD := build
+CONFIGURE_FLAGS :=
+PYTEST_FLAGS :=
+
+ifdef SANITIZE
+BUILD := build/asan
+override CONFIGURE_FLAGS += --enable-sanitize --enable-crashpoints
+else ifdef CRASHPOINTS
+BUILD := build/crash
+override CONFIGURE_FLAGS += --enable-crashpoints
+else ifdef COVERAGE
+BUILD := build/coverage
+override CONFIGURE_FLAGS += --enable-coverage
+endif
+CONF := $(if $(filter build,$(BUILD)),.,$(BUILD))
+
+MAKEFLAGS += --no-builtin-rules
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+
+ifeq ($(V),1)
+Q :=
+say = @:
+else
+Q := @
+say = @printf '  %-6s %s\n'
+endif
+
+# These need no configuration; what needs one they get by calling make again.
+FREE_GOALS := help deps clean distclean dist format check check-asan demo
+ifneq ($(filter-out $(FREE_GOALS),$(or $(MAKECMDGOALS),all)),)
+include $(CONF)/config.mk
+endif
+
+# --- what there is ---------------------------------------------------------------------
+
+MIGRATIONS := $(sort $(wildcard src/store/migrations/sqlite/*.sql))
+GEN_SRCS := $(if $(wildcard src/store/migrations.h),$(BUILD)/gen/migrations_sqlite.c)
+LIB_SRCS := $(sort $(wildcard src/*/*.c shm/*.c))
+LIB_OBJS := $(LIB_SRCS:%.c=$(BUILD)/%.o) $(GEN_SRCS:.c=.o)
+LIB := $(BUILD)/libdac.a
+
+dacd_SRCS := $(wildcard src/main.c)
+dacctl_SRCS := $(sort $(wildcard tools/dacctl*.c))
+dac-mock_SRCS := $(sort $(wildcard tools/mock/*.c))
+dac-bench_SRCS := $(sort $(wildcard tools/bench/*.c))
+ALL_PROGRAMS := dacd dacctl dac-mock dac-bench
+PROGRAMS := $(foreach p,$(ALL_PROGRAMS),$(if $($(p)_SRCS),$(p)))
+BINARIES := $(PROGRAMS:%=$(BUILD)/%)
+
+UNIT_TESTS := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/unit/test_*.c)))
+SHM_TESTS := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/shm/test_*.c)))
+# Other files of a test folder are linked into each of its programs.
+UNIT_HELPERS := $(filter-out tests/unit/test_%,$(sort $(wildcard tests/unit/*.c)))
+SHM_HELPERS := $(filter-out tests/shm/test_%,$(sort $(wildcard tests/shm/*.c)))
+SYSTEM_TESTS := $(wildcard tests/system/test_*.py)
+
+SRCS := $(LIB_SRCS) $(foreach p,$(PROGRAMS),$($(p)_SRCS)) \
+	$(sort $(wildcard tests/unit/*.c tests/shm/*.c))
+DEPS := $(SRCS:%.c=$(BUILD)/%.d) $(GEN_SRCS:.c=.d)
+
+# --- build -----------------------------------------------------------------------------
+
+.PHONY: all
+all: $(BINARIES) $(if $(filter build,$(BUILD)),links) ## build every program (default)
+	@$(if $(BINARIES),:,echo 'No program has sources here.')
+
+.PHONY: links
+links: $(BINARIES)
+	@for p in $(PROGRAMS); do [ "$$(readlink $$p)" = "build/$$p" ] || ln -sf "build/$$p" "$$p"; done
+
+configure config.h.in &: configure.ac aclocal.m4
+	$(say) AUTO configure
+	@command -v autoreconf >/dev/null || { \
+	    echo 'autoconf is missing: apt-get install autoconf (or tools/install-deps.sh build)' >&2; \
+	    exit 1; }
+	$(Q)autoreconf
+	@touch configure config.h.in
+
+$(CONF)/config.mk: configure config.h.in config.mk.in
+	$(say) CONF $(CONF)
+	@mkdir -p $(CONF)
+	$(Q)cd $(CONF) && if [ -x config.status ]; then \
+	    ./config.status -q --recheck >/dev/null && ./config.status -q; \
+	else \
+	    $(CURDIR)/configure -q $(CONFIGURE_FLAGS); \
+	fi
+	@touch $@
+
+$(CONF)/config.h: $(CONF)/config.mk ;
+
+COMPILE = $(CC) $(DAC_STD) $(DAC_WARN) $(DAC_HARDEN) $(DAC_INSTRUMENT) \
+	-I$(CONF) -I$(BUILD)/gen -Isrc -I. $(LIB_CFLAGS) $(CPPFLAGS) $(CFLAGS) -MMD -MP
+LINK = $(CC) $(DAC_STD) $(DAC_HARDEN) $(DAC_INSTRUMENT) $(CFLAGS) $(DAC_LDFLAGS) $(LDFLAGS)
+
+$(BUILD)/tests/%.o: tests/%.c $(CONF)/config.mk
+	$(say) CC $<
+	@mkdir -p $(@D)
+	$(Q)$(COMPILE) $(CHECK_CFLAGS) -c -o $@ $<
+
+$(BUILD)/%.o: %.c $(CONF)/config.mk
+	$(say) CC $<
+	@mkdir -p $(@D)
+	$(Q)$(COMPILE) -c -o $@ $<
+
+$(BUILD)/gen/%.o: $(BUILD)/gen/%.c $(CONF)/config.mk
+	$(say) CC $<
+	$(Q)$(COMPILE) -c -o $@ $<
+
+# A list that changes only when its contents do: what depends on it notices a removed file.
+.PHONY: FORCE
+$(BUILD)/%.list: FORCE
+	@mkdir -p $(@D)
+	@printf '%s\n' $($*_LIST) | cmp -s - $@ || printf '%s\n' $($*_LIST) >$@
+lib_LIST = $(LIB_OBJS)
+migrations_LIST = $(MIGRATIONS)
+
+$(BUILD)/gen/migrations_sqlite.c: $(MIGRATIONS) tools/embed-sql.sh $(BUILD)/migrations.list
+	$(say) GEN $@
+	@mkdir -p $(@D)
+	$(Q)tools/embed-sql.sh sqlite $(MIGRATIONS) >$@
+
+$(LIB): $(LIB_OBJS) $(BUILD)/lib.list
+	$(say) AR $@
+	@rm -f $@
+	$(Q)$(AR) rc $@ $(LIB_OBJS) && $(RANLIB) $@
+
+# PROGRAM(name)
+define PROGRAM
+$(1)_OBJS := $$($(1)_SRCS:%.c=$(BUILD)/%.o)
+$(BUILD)/$(1): $$($(1)_OBJS) $(LIB)
+	$$(say) LINK $$@
+	$$(Q)$$(LINK) -o $$@ $$($(1)_OBJS) $(LIB) $$(LIB_LIBS) $$(LIBS) -lm
+endef
+$(foreach p,$(PROGRAMS),$(eval $(call PROGRAM,$(p))))
+
+# TESTS(folder, helper sources): one program per test_*.c
+define TESTS
+$(BUILD)/tests/$(1)/test_%: $(BUILD)/tests/$(1)/test_%.o $(2:%.c=$(BUILD)/%.o) $(LIB)
+	$$(say) LINK $$@
+	@$$(if $$(HAVE_CHECK),:,echo 'the tests need: apt-get install check' >&2; exit 1)
+	$$(Q)$$(LINK) -o $$@ $$(filter %.o,$$^) $(LIB) $$(CHECK_LIBS) $$(LIB_LIBS) $$(LIBS) -lm
+endef
+$(eval $(call TESTS,unit,$(UNIT_HELPERS)))
+$(eval $(call TESTS,shm,$(SHM_HELPERS)))
+.SECONDARY:
+
+-include $(DEPS)
+
+# --- test ------------------------------------------------------------------------------
+
+.PHONY: deps
+deps: ## install what the build and the tests need (Debian)
+	@tools/install-deps.sh check
+
+.PHONY: check
+check: deps ## unit, shared-memory and system tests
+	+@MAKE='$(MAKE)' tools/check.sh normal $(BUILD) $(PYTEST_FLAGS)
+
+.PHONY: check-asan
+check-asan: deps ## the same under ASan+UBSan; of the system tests a part (FULL=1: all)
+	+@MAKE='$(MAKE)' FULL='$(FULL)' tools/check.sh asan $(BUILD) $(PYTEST_FLAGS)
+
+.PHONY: check-unit
+check-unit: $(UNIT_TESTS) ## only the unit tests
+	@tools/run-tests.sh unit $(BUILD)/results $(UNIT_TESTS)
+
+.PHONY: check-shm
+check-shm: $(SHM_TESTS) ## only the shared-memory tests (with CRASHPOINTS=1: all of them)
+	@tools/run-tests.sh shm $(BUILD)/results $(SHM_TESTS)
+
+.PHONY: check-system
+check-system: all ## only the system tests; PYTEST_FLAGS='-k name -x' picks some
+	@tools/install-deps.sh venv
+	@tools/run-pytest.sh system $(BUILD) $(PYTEST_FLAGS)
+
+.PHONY: tests
+tests: all $(UNIT_TESTS) $(SHM_TESTS) ## build the test programs without running them
+
+.PHONY: lint
+lint: $(CONF)/config.mk ## layers, headers, format, cppcheck, shellcheck
+	@CC='$(CC)' FLAGS='$(DAC_STD) $(DAC_WARN) -I$(CONF) -Isrc -I. $(LIB_CFLAGS) $(CHECK_CFLAGS)' \
+	    tools/lint.sh $(BUILD)/lint
+
+.PHONY: format
+format: ## let clang-format rewrite the sources
+	@git ls-files -co --exclude-standard '*.c' '*.h' | xargs -r clang-format -i
+
+.PHONY: demo
+demo: ## a real model, one question, 50 clients (MODEL=mock: without the model)
+	@tools/install-deps.sh demo
+	+@$(MAKE) --no-print-directory all
+	@tools/demo.sh $(or $(MODEL),smollm2)
+
+# --- install, clean --------------------------------------------------------------------
+
+.PHONY: install
+install: all ## install into $(DESTDIR)$(prefix)
+	install -d $(DESTDIR)$(sbindir) $(DESTDIR)$(bindir) $(DESTDIR)$(sysconfdir)/dac \
+	    $(DESTDIR)$(docdir)
+	install -m 755 $(BUILD)/dacd $(DESTDIR)$(sbindir)/dacd
+	install -m 755 $(filter-out $(BUILD)/dacd,$(BINARIES)) $(DESTDIR)$(bindir)
+	install -m 644 etc/dac.conf.sample $(DESTDIR)$(sysconfdir)/dac/dac.conf.sample
+	install -m 644 README.md CHANGELOG.md LICENSE docs/design.md $(DESTDIR)$(docdir)
+
+.PHONY: dist
+dist: configure ## a source archive with configure inside
+	@v=$$(sed -n 's/^AC_INIT(\[dac\], \[\(.*\)\])/\1/p' configure.ac); \
+	git ls-files | grep -v '^\.\(ci\|github\)/' | cat - \
+	    $(if $(wildcard configure),configure config.h.in,) | \
+	    tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$$(git log -1 --format=%ct)" \
+	    --transform "s,^,dac-$$v/," -czf "dac-$$v.tar.gz" -T - && echo "dac-$$v.tar.gz"
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf build $(ALL_PROGRAMS)
+
+.PHONY: distclean
+distclean: clean ## remove what configure, autoreconf and the tests' environment made, too
+	rm -rf config.h config.h.in config.mk config.log config.status configure 'configure~' \
+	    autom4te.cache .venv .demo dac-*.tar.gz
+
+.PHONY: help
+help: ## this list
+	@echo 'make TARGET [V=1] [SANITIZE=1 | CRASHPOINTS=1 | COVERAGE=1] [BUILD=folder]'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
