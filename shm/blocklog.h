@@ -1,11 +1,11 @@
 /*
- * The block log of a flight: what its upstream call produced, as records in fixed-size blocks
- * from one pool; one writer (the owner), any readers.
+ * The block log of a flight: what its upstream call produced, as records in fixed-size
+ * blocks from one pool; one writer (the owner), any readers.
  *
- * Offsets are absolute, 64-bit, and never wrap. The writer fills blocks and then publishes
- * `tail` with a release store, a whole record at a time; a reader that loaded `tail` with
- * acquire sees every byte before it. The writer never waits for a reader, and nothing is
- * overwritten while a reader's bit is set, so a reader needs no validation.
+ * Offsets are absolute, 64-bit, and never wrap. The writer fills blocks and then
+ * publishes `tail` with a release store, a whole record at a time; a reader that loaded
+ * `tail` with acquire sees every byte before it. The writer never waits for a reader, and
+ * nothing is overwritten while a reader's bit is set, so a reader needs no validation.
  * Room for END is kept beside every other record: an answer can always be ended.
  */
 #ifndef DAC_SHM_BLOCKLOG_H
@@ -64,12 +64,12 @@ struct blocklog_writer {
     uint64_t max_bytes; /* END may pass it */
 };
 
-/* Owner: begins at the published tail, walking the chain there. Allocates the first block if
- * there is none: DAC_E_FULL. */
+/* Owner: begins at the published tail, walking the chain there. Allocates the first block
+ * if there is none: DAC_E_FULL. */
 enum dac_err blocklog_open(struct shm *shm, struct flight_ref ref,
                            struct blocklog_writer *out) DAC_CHECK;
-/* Appends and publishes one record; all of it or nothing. DAC_E_FULL: no blocks (try again
- * later); DAC_E_TOO_LARGE: max_bytes. END never fails after a successful open. */
+/* Appends and publishes one record; all of it or nothing. DAC_E_FULL: no blocks (try
+ * again later); DAC_E_TOO_LARGE: max_bytes. END never fails after a successful open. */
 enum dac_err blocklog_append(struct shm *shm, struct blocklog_writer *w,
                              enum record_type type, const void *payload,
                              uint32_t len) DAC_CHECK;
@@ -88,12 +88,12 @@ struct blocklog_record {
 };
 
 void blocklog_rewind(struct blocklog_cursor *c, struct flight_ref ref);
-/* The record at the cursor. DAC_E_AGAIN: nothing published there yet. DAC_E_CORRUPT: the chain
- * or the record breaks a rule. */
+/* The record at the cursor. DAC_E_AGAIN: nothing published there yet. DAC_E_CORRUPT: the
+ * chain or the record breaks a rule. */
 enum dac_err blocklog_peek(const struct shm *shm, struct blocklog_cursor *c,
                            struct blocklog_record *out) DAC_CHECK;
-/* The payload of the record peeked: a pointer into the segment where it lies in one block,
- * else copied into `scratch` (at least out->len bytes). */
+/* The payload of the record peeked: a pointer into the segment where it lies in one
+ * block, else copied into `scratch` (at least out->len bytes). */
 const void *blocklog_payload(const struct shm *shm, const struct blocklog_cursor *c,
                              const struct blocklog_record *r, void *scratch);
 /* Copies up to `n` payload bytes. */
@@ -110,8 +110,8 @@ uint32_t blocks_free_hint(const struct shm *shm);
 /* Whether newcomers are to be refused because few blocks are left. */
 bool blocks_low(const struct shm *shm);
 
-/* Walks a whole log: chain, owners, records, END last. On a quiet or dead segment, or by a
- * reader. */
+/* Walks a whole log: chain, owners, records, END last. On a quiet or dead segment, or by
+ * a reader. */
 bool blocklog_valid(const struct shm *shm, uint32_t flight, char *why, size_t n);
 
 #endif

@@ -1,9 +1,10 @@
 /*
- * Named crash points: where a test ends or stops a process inside a step on shared memory.
- * Without --enable-crashpoints they are nothing.
+ * Named crash points: where a test ends or stops a process inside a step on shared
+ * memory. Without --enable-crashpoints they are nothing.
  *
- * DAC_CRASH_AT="name" or "name:N" kills the process with SIGKILL at its N-th pass (default 1);
- * DAC_CRASH_SIGNAL=STOP stops it instead. DAC_CRASH_ROLE limits it to "worker", "recorder".
+ * DAC_CRASH_AT="name" or "name:N" kills the process with SIGKILL at its N-th pass
+ * (default 1); DAC_CRASH_SIGNAL=STOP stops it instead. DAC_CRASH_ROLE limits it to
+ * "worker", "recorder".
  */
 #ifndef DAC_SHM_CRASH_H
 #define DAC_SHM_CRASH_H

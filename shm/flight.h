@@ -1,9 +1,10 @@
 /*
  * The flight's word, moved by one compare-and-swap, and what hangs on it.
  *
- *   FREE -> CLAIMED -> QUEUED -> FETCHING -> STREAMING -> DONE | FAILED | CANCELLED -> FREE
- *   QUEUED | FETCHING | STREAMING, owner reaped -> ORPHANED -> taken over | ended by recorder
- *   CLAIMED, owner reaped -> FREE where nobody could see it, else ORPHANED -> ended
+ *   FREE -> CLAIMED -> QUEUED -> FETCHING -> STREAMING -> DONE | FAILED | CANCELLED ->
+ * FREE QUEUED | FETCHING | STREAMING, owner reaped -> ORPHANED -> taken over | ended by
+ * recorder CLAIMED, owner reaped -> FREE where nobody could see it, else ORPHANED ->
+ * ended
  *
  * Only the owner moves a flight on. Everyone else asks (flight_ask_cancel) and wakes it.
  */
@@ -64,8 +65,8 @@ const char *turn_status_name(enum turn_status s);
 /* Whether a flight may move from one state to another: the table above. */
 bool flight_may_move(enum flight_state from, enum flight_state to);
 
-/* Owner: moves its flight on. DAC_E_STATE if it is no longer this process's (a bug, or the
- * flight was taken away after this process was declared dead). */
+/* Owner: moves its flight on. DAC_E_STATE if it is no longer this process's (a bug, or
+ * the flight was taken away after this process was declared dead). */
 enum dac_err flight_advance(struct shm *shm, struct flight_ref ref,
                             enum flight_state to) DAC_CHECK;
 /* Claims a FREE flight for this process with a clock hand. The caller fills it in.
@@ -76,9 +77,10 @@ void flight_unclaim(struct shm *shm, struct flight_ref ref);
 /* An ORPHANED flight for this process: generation + 1, state `to`. One caller wins. */
 enum dac_err flight_adopt(struct shm *shm, struct flight_ref ref,
                           enum flight_state to) DAC_CHECK;
-/* Ends the present use: FREE, incarnation + 1, all its blocks are free. The caller holds the
- * bucket's lock, or the flight is not indexed. `from` is the word last seen. */
-enum dac_err flight_release(struct shm *shm, uint32_t index, struct flight_word from) DAC_CHECK;
+/* Ends the present use: FREE, incarnation + 1, all its blocks are free. The caller holds
+ * the bucket's lock, or the flight is not indexed. `from` is the word last seen. */
+enum dac_err flight_release(struct shm *shm, uint32_t index,
+                            struct flight_word from) DAC_CHECK;
 
 /* Asks the owner to stop; true the first time. The caller then wakes the owner. */
 bool flight_ask_cancel(struct shm *shm, uint32_t index);

@@ -1,10 +1,10 @@
 /*
  * The key index: from a key's digest to the newest flight of that question.
  *
- * Buckets under process-shared robust mutexes, tried for 20 ms at most; at most one is held,
- * and under it no system call, allocation, log line or callback. The chains are hints: after a
- * death (EOWNERDEAD) a bucket is rebuilt from the flights whose `bucket` field names it, and
- * only then declared consistent.
+ * Buckets under process-shared robust mutexes, tried for 20 ms at most; at most one is
+ * held, and under it no system call, allocation, log line or callback. The chains are
+ * hints: after a death (EOWNERDEAD) a bucket is rebuilt from the flights whose `bucket`
+ * field names it, and only then declared consistent.
  */
 #ifndef DAC_SHM_INDEX_H
 #define DAC_SHM_INDEX_H
@@ -40,8 +40,9 @@ struct join_result {
     struct flight_ref ref;
 };
 
-/* Joins the newest usable flight of the key, or claims and indexes a new one; either way this
- * process's reader bit is set. DAC_E_BUSY: the lock was not had in time. DAC_E_FULL. Worker. */
+/* Joins the newest usable flight of the key, or claims and indexes a new one; either way
+ * this process's reader bit is set. DAC_E_BUSY: the lock was not had in time. DAC_E_FULL.
+ * Worker. */
 enum dac_err index_join(struct shm *shm, const struct join_request *req,
                         struct join_result *out) DAC_CHECK;
 
@@ -51,8 +52,8 @@ bool index_find_turn(const struct shm *shm, const uint8_t turn_id[16],
 /* Sets this process's reader bit if the flight is still that turn. DAC_E_NOT_FOUND. */
 enum dac_err index_attach(struct shm *shm, struct flight_ref ref,
                           const uint8_t turn_id[16]) DAC_CHECK;
-/* Owner: closes a flight that nobody reads to newcomers. DAC_E_STATE if somebody does read it
- * again. */
+/* Owner: closes a flight that nobody reads to newcomers. DAC_E_STATE if somebody does
+ * read it again. */
 enum dac_err index_abandon(struct shm *shm, struct flight_ref ref) DAC_CHECK;
 
 enum recycle_rule {

@@ -2,8 +2,8 @@
  * What lies in the segment: every struct, every field, who writes it and under what.
  *
  * Offsets and indexes only, never pointers; numbers are native-endian, times are
- * CLOCK_MONOTONIC nanoseconds. shm/README.md draws the layout, pairs the barriers and has the
- * life-cycle tables. Changing anything here means raising SHM_LAYOUT_VERSION.
+ * CLOCK_MONOTONIC nanoseconds. shm/README.md draws the layout, pairs the barriers and has
+ * the life-cycle tables. Changing anything here means raising SHM_LAYOUT_VERSION.
  *
  * Notation in the comments: [W: who] is the only writer; "cas" means that any process may
  * move the word by one compare-and-swap; "relaxed" fields are hints or statistics.
@@ -34,8 +34,8 @@
 typedef _Atomic uint64_t shm_u64;
 typedef _Atomic uint32_t shm_u32;
 
-/* Per-process counters; X(name, help). One writer each, relaxed; readers sum over the slots
- * and the base into which a reaped slot's are folded. */
+/* Per-process counters; X(name, help). One writer each, relaxed; readers sum over the
+ * slots and the base into which a reaped slot's are folded. */
 #define SHM_COUNTERS(X)                                                                  \
     X(requests, "HTTP requests read whole")                                              \
     X(leaders, "requests that started a flight")                                         \
@@ -82,18 +82,21 @@ enum slot_state {
 enum slot_kind { SLOT_WORKER = 1, SLOT_RECORDER = 2 };
 
 struct shm_slot {
-    SHM_ALIGNED shm_u32 state; /* enum slot_state [W: master; its process READY, DRAINING] */
-    shm_u32 pid;               /* [W: master, before fork returns in the child: its process] */
-    shm_u32 kind;              /* enum slot_kind [W: master] */
-    shm_u32 ordinal;           /* of a worker [W: master] */
-    shm_u32 generation;        /* of processes; grows at each start [W: master] */
-    shm_u32 locking_bucket;    /* bucket + 1 it is about to lock or holds, 0 [W: its process] */
-    shm_u64 heartbeat;         /* grows 4 times a second [W: its process] */
-    shm_u64 beat_ns;           /* time of the last beat [W: its process] */
-    shm_u64 connections;       /* open clients, a gauge [W: its process] */
-    shm_u64 streams;           /* open streams, a gauge [W: its process] */
-    SHM_ALIGNED shm_u32 notified; /* 1: an eventfd write is under way; read-modify-write only */
-    shm_u32 pacer_dirty;          /* bit per provider: a permit came back; rmw only */
+    SHM_ALIGNED shm_u32
+        state;          /* enum slot_state [W: master; its process READY, DRAINING] */
+    shm_u32 pid;        /* [W: master, before fork returns in the child: its process] */
+    shm_u32 kind;       /* enum slot_kind [W: master] */
+    shm_u32 ordinal;    /* of a worker [W: master] */
+    shm_u32 generation; /* of processes; grows at each start [W: master] */
+    shm_u32
+        locking_bucket;  /* bucket + 1 it is about to lock or holds, 0 [W: its process] */
+    shm_u64 heartbeat;   /* grows 4 times a second [W: its process] */
+    shm_u64 beat_ns;     /* time of the last beat [W: its process] */
+    shm_u64 connections; /* open clients, a gauge [W: its process] */
+    shm_u64 streams;     /* open streams, a gauge [W: its process] */
+    SHM_ALIGNED shm_u32
+        notified;        /* 1: an eventfd write is under way; read-modify-write only */
+    shm_u32 pacer_dirty; /* bit per provider: a permit came back; rmw only */
     SHM_ALIGNED shm_u64 counters[SHM_C_COUNT]; /* relaxed [W: its process] */
 };
 
@@ -107,14 +110,15 @@ struct shm_pacer {
     shm_u64 waiting;            /* slots that found no permit; rmw */
     shm_u32 concurrency;        /* permits in use at most, 0: no limit [W: master] */
     shm_u32 calls;              /* permits taken now, a hint; relaxed */
-    SHM_ALIGNED shm_u64 permits[SHM_PERMITS_MAX]; /* {slot+1:8, flight:24, incarnation:32}; cas */
+    SHM_ALIGNED shm_u64
+        permits[SHM_PERMITS_MAX]; /* {slot+1:8, flight:24, incarnation:32}; cas */
 };
 
 /* --- key index ---------------------------------------------------------------------- */
 
 struct shm_bucket {
     SHM_ALIGNED pthread_mutex_t lock; /* process-shared, robust */
-    shm_u32 head;                     /* flight + 1, newest first, 0: none; under the lock */
+    shm_u32 head; /* flight + 1, newest first, 0: none; under the lock */
 };
 
 /* --- flights ------------------------------------------------------------------------ */
@@ -147,18 +151,20 @@ enum flight_stored {
 #define FLIGHT_CLOSED     UINT32_C(2) /* abandoned: takes no more joiners; under the lock */
 
 struct shm_flight {
-    /* {state:8, owner slot:8, generation:16, incarnation:32}; cas. Incarnation grows when the
-     * flight becomes FREE, and with that every block and permit naming the old one is free. */
+    /* {state:8, owner slot:8, generation:16, incarnation:32}; cas. Incarnation grows when
+     * the flight becomes FREE, and with that every block and permit naming the old one is
+     * free. */
     SHM_ALIGNED shm_u64 word;
-    shm_u64 readers;  /* bitmap of slots; bits are set under the bucket's lock only */
-    shm_u64 tail;     /* published bytes of the log; release [W: owner] */
-    shm_u32 stored;   /* enum flight_stored; release, after the commit [W: recorder] */
-    shm_u32 requests; /* FLIGHT_ASK_CANCEL, FLIGHT_CLOSED; rmw */
+    shm_u64 readers;     /* bitmap of slots; bits are set under the bucket's lock only */
+    shm_u64 tail;        /* published bytes of the log; release [W: owner] */
+    shm_u32 stored;      /* enum flight_stored; release, after the commit [W: recorder] */
+    shm_u32 requests;    /* FLIGHT_ASK_CANCEL, FLIGHT_CLOSED; rmw */
     shm_u32 first_block; /* block + 1 [W: owner in CLAIMED, before tail] */
     shm_u32 block_count; /* blocks it has taken, a hint [W: owner] */
     shm_u32 bucket;      /* bucket + 1 where it is indexed, 0: nowhere; under the lock */
     shm_u32 next;        /* flight + 1 in the bucket's chain; under the lock */
-    /* The following are written by the owner in CLAIMED, before indexing, unless noted. */
+    /* The following are written by the owner in CLAIMED, before indexing, unless noted.
+     */
     SHM_ALIGNED uint8_t key[SHM_KEY_SIZE];
     uint8_t turn_id[16];
     uint8_t org[16];          /* first half of SHA-256 of the org's name */
@@ -182,8 +188,8 @@ struct shm_flight {
 /* --- block log ---------------------------------------------------------------------- */
 
 struct shm_block {
-    shm_u64 owner; /* {flight+1:32, incarnation:32}, 0: free; cas. Also free: incarnation is
-                    * not the flight's present one */
+    shm_u64 owner; /* {flight+1:32, incarnation:32}, 0: free; cas. Also free: incarnation
+                    * is not the flight's present one */
     shm_u32 next;  /* block + 1, 0: last; release [W: the owner's writer] */
     uint32_t unused;
 };
@@ -222,23 +228,23 @@ struct shm_header {
     struct shm_areas areas;
     char name[SHM_NAME_SIZE];
     char provider_names[SHM_PROVIDERS_MAX][32];
-    shm_u32 master_pid;                     /* [W: master] */
-    shm_u32 draining;                       /* 1: the service is stopping [W: master] */
-    shm_u32 recorder_slot;                  /* SHM_NO_SLOT: none [W: master] */
-    shm_u32 worker_count;                   /* ordinals in use [W: master] */
-    shm_u32 ordinal_slot[SHM_WORKERS_MAX];  /* SHM_NO_SLOT: none [W: master] */
-    shm_u32 kicks;                          /* grows with each kick [W: master] */
-    shm_u32 generation;                     /* of the newest process [W: master] */
-    shm_u64 restarts;                       /* processes started again [W: master] */
-    shm_u64 counters_base[SHM_C_COUNT];     /* of reaped slots [W: master] */
-    SHM_ALIGNED shm_u32 flight_hand;        /* where the next claim looks first; relaxed */
-    shm_u32 flights_used;                   /* hint, recounted by the master; relaxed */
-    SHM_ALIGNED shm_u32 block_hand;         /* relaxed */
-    shm_u32 blocks_used;                    /* hint, recounted by the master; relaxed */
-    SHM_ALIGNED shm_u64 claim_seq;          /* relaxed add */
-    shm_u64 tickets[SHM_PROVIDERS_MAX];     /* relaxed add */
-    SHM_ALIGNED shm_u64 sample_seq;         /* samples ever; release [W: recorder] */
-    SHM_ALIGNED shm_u32 pressure;           /* 1: someone found no room; the recorder recycles */
+    shm_u32 master_pid;                    /* [W: master] */
+    shm_u32 draining;                      /* 1: the service is stopping [W: master] */
+    shm_u32 recorder_slot;                 /* SHM_NO_SLOT: none [W: master] */
+    shm_u32 worker_count;                  /* ordinals in use [W: master] */
+    shm_u32 ordinal_slot[SHM_WORKERS_MAX]; /* SHM_NO_SLOT: none [W: master] */
+    shm_u32 kicks;                         /* grows with each kick [W: master] */
+    shm_u32 generation;                    /* of the newest process [W: master] */
+    shm_u64 restarts;                      /* processes started again [W: master] */
+    shm_u64 counters_base[SHM_C_COUNT];    /* of reaped slots [W: master] */
+    SHM_ALIGNED shm_u32 flight_hand;       /* where the next claim looks first; relaxed */
+    shm_u32 flights_used;                  /* hint, recounted by the master; relaxed */
+    SHM_ALIGNED shm_u32 block_hand;        /* relaxed */
+    shm_u32 blocks_used;                   /* hint, recounted by the master; relaxed */
+    SHM_ALIGNED shm_u64 claim_seq;         /* relaxed add */
+    shm_u64 tickets[SHM_PROVIDERS_MAX];    /* relaxed add */
+    SHM_ALIGNED shm_u64 sample_seq;        /* samples ever; release [W: recorder] */
+    SHM_ALIGNED shm_u32 pressure; /* 1: someone found no room; the recorder recycles */
 };
 
 _Static_assert(sizeof(struct shm_block) == 16, "block descriptors are packed");

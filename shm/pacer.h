@@ -1,10 +1,10 @@
 /*
  * The pacer: one provider's limits, shared by all processes.
  *
- * Rate: GCRA (ITU-T I.371; the "virtual scheduling" form) in one 64-bit word that holds the
- * theoretical arrival time. Concurrency: an array of permit words {slot, flight, incarnation},
- * so that the master can give back what a dead process held. Nobody blocks: a refused caller
- * learns how long to wait, or that a permit's return will wake it.
+ * Rate: GCRA (ITU-T I.371; the "virtual scheduling" form) in one 64-bit word that holds
+ * the theoretical arrival time. Concurrency: an array of permit words {slot, flight,
+ * incarnation}, so that the master can give back what a dead process held. Nobody blocks:
+ * a refused caller learns how long to wait, or that a permit's return will wake it.
  */
 #ifndef DAC_SHM_PACER_H
 #define DAC_SHM_PACER_H
@@ -16,19 +16,21 @@
 /* Master: sets limits in place. */
 void pacer_set_limits(struct shm *shm, uint32_t provider, double rps, uint32_t burst,
                       uint32_t concurrency);
-/* Owner of a QUEUED flight: takes a permit and a token. DAC_OK: *permit is to be given back.
- * DAC_E_AGAIN: *wait_ns is when to try again; UINT64_MAX: a wake-up will say (this slot is
- * noted as waiting). */
+/* Owner of a QUEUED flight: takes a permit and a token. DAC_OK: *permit is to be given
+ * back. DAC_E_AGAIN: *wait_ns is when to try again; UINT64_MAX: a wake-up will say (this
+ * slot is noted as waiting). */
 enum dac_err pacer_take(struct shm *shm, uint32_t provider, struct flight_ref ref,
                         uint64_t now_ns, uint32_t *permit, uint64_t *wait_ns) DAC_CHECK;
 /* Gives a permit back and wakes who waits. PACER_NO_PERMIT is ignored. */
-void pacer_give(struct shm *shm, uint32_t provider, uint32_t permit, struct flight_ref ref);
+void pacer_give(struct shm *shm, uint32_t provider, uint32_t permit,
+                struct flight_ref ref);
 /* Nobody calls the provider before `until_ns`. */
 void pacer_pause(struct shm *shm, uint32_t provider, uint64_t until_ns);
 /* Master, in a sweep: gives back the permits of a dead slot; returns how many. */
 uint32_t pacer_sweep(struct shm *shm, uint32_t slot);
 /* Permits taken now, by counting the words. */
 uint32_t pacer_in_flight(const struct shm *shm, uint32_t provider);
-bool pacer_valid(const struct shm *shm, uint32_t provider, bool quiet, char *why, size_t n);
+bool pacer_valid(const struct shm *shm, uint32_t provider, bool quiet, char *why,
+                 size_t n);
 
 #endif

@@ -1,7 +1,7 @@
 /*
- * Samples: a ring of the last 16,384 turns' timings. The recorder writes them; workers add to
- * the count of hits and copy the newest ones out, without locks (a sequence number before and
- * after the copy).
+ * Samples: a ring of the last 16,384 turns' timings. The recorder writes them; workers
+ * add to the count of hits and copy the newest ones out, without locks (a sequence number
+ * before and after the copy).
  */
 #ifndef DAC_SHM_SAMPLE_H
 #define DAC_SHM_SAMPLE_H
@@ -20,7 +20,8 @@ struct sample {
 
 /* Recorder: adds one and returns its number + 1, to be kept in the flight. */
 uint64_t sample_add(struct shm *shm, const struct sample *s);
-/* Worker: one more hit on sample number `seq` - 1, if it is still in the ring; 0 is ignored. */
+/* Worker: one more hit on sample number `seq` - 1, if it is still in the ring; 0 is
+ * ignored. */
 void sample_add_hit(struct shm *shm, uint64_t seq);
 /* Copies at most `n` of the newest, newest first; returns how many. Any process. */
 size_t sample_read(const struct shm *shm, struct sample *out, size_t n);

@@ -25,7 +25,7 @@ struct shm {
     uint8_t *data;
     int eventfd[SHM_SLOTS]; /* -1 where there is none (readers from outside) */
     int lock_fd;            /* holds the instance's lock; -1 in children */
-    uint32_t self;          /* this process's slot, SHM_NO_SLOT in the master and outside */
+    uint32_t self; /* this process's slot, SHM_NO_SLOT in the master and outside */
 };
 
 struct shm_provider_limits {
@@ -54,19 +54,21 @@ struct shm_plan {
     uint64_t bytes_per_flight; /* fixed part and one block */
 };
 
-/* DAC_E_TOO_LARGE if `size` has no room for one whole answer beside the tables; `why` (of `n`
- * bytes) then names the setting and the least value that would do. */
+/* DAC_E_TOO_LARGE if `size` has no room for one whole answer beside the tables; `why` (of
+ * `n` bytes) then names the setting and the least value that would do. */
 enum dac_err segment_plan(const struct shm_options *opt, struct shm_plan *plan, char *why,
                           size_t n) DAC_CHECK;
 
-/* Master. Creates, allocates (posix_fallocate), initialises and locks the segment, and opens
- * the eventfds. DAC_E_EXISTS: a living instance holds it (`why` names its pid). A segment
- * whose lock nobody holds was left by a killed master: it is replaced, *replaced says so. */
-enum dac_err segment_create(const struct shm_options *opt, struct shm *out, bool *replaced,
-                            char *why, size_t n) DAC_CHECK;
+/* Master. Creates, allocates (posix_fallocate), initialises and locks the segment, and
+ * opens the eventfds. DAC_E_EXISTS: a living instance holds it (`why` names its pid). A
+ * segment whose lock nobody holds was left by a killed master: it is replaced, *replaced
+ * says so. */
+enum dac_err segment_create(const struct shm_options *opt, struct shm *out,
+                            bool *replaced, char *why, size_t n) DAC_CHECK;
 
 /* From outside (dacctl): maps it read-only after checking magic, version and sizes. */
-enum dac_err segment_attach(const char *name, struct shm *out, char *why, size_t n) DAC_CHECK;
+enum dac_err segment_attach(const char *name, struct shm *out, char *why,
+                            size_t n) DAC_CHECK;
 
 /* Child, right after fork: gives up the lock's descriptor and takes `slot`. */
 void segment_enter_child(struct shm *shm, uint32_t slot);

@@ -1,7 +1,7 @@
 /*
  * Slots: one per process that uses the segment, at most 64, so a set of processes is one
- * 64-bit bitmap. The master gives them before fork and sweeps them after waitpid(); a slot is
- * swept before it is used again.
+ * 64-bit bitmap. The master gives them before fork and sweeps them after waitpid(); a
+ * slot is swept before it is used again.
  */
 #ifndef DAC_SHM_SLOT_H
 #define DAC_SHM_SLOT_H
@@ -31,9 +31,9 @@ struct slot_sweep {
     bool held_lock; /* it was about to lock, or held, a bucket */
 };
 
-/* Master only, after waitpid(): orphans its flights, clears its reader bits, gives its permits
- * back, folds its counters into the base and frees the slot. Takes no lock. The caller then
- * kicks everyone (wake_kick). */
+/* Master only, after waitpid(): orphans its flights, clears its reader bits, gives its
+ * permits back, folds its counters into the base and frees the slot. Takes no lock. The
+ * caller then kicks everyone (wake_kick). */
 struct slot_sweep slot_sweep(struct shm *shm, uint32_t slot);
 
 /* Master: counts used flights and blocks anew from the words themselves. */

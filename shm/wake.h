@@ -1,11 +1,12 @@
 /*
  * Wake-up: the data is in shared memory, the eventfd only says "look".
  *
- * Waker: sets the flight's bit in the sleeper's dirty bitmap, then exchanges `notified` to 1 and
- * writes the eventfd if it was 0. Sleeper: reads the eventfd, exchanges `notified` to 0, then
- * takes the dirty words. Both sides use read-modify-write, so either the waker sees 0 and
- * writes again, or the sleeper sees the bit. A waker that dies between the steps is
- * covered by the master's kick after each reap and by the sleeper's 250 ms look.
+ * Waker: sets the flight's bit in the sleeper's dirty bitmap, then exchanges `notified`
+ * to 1 and writes the eventfd if it was 0. Sleeper: reads the eventfd, exchanges
+ * `notified` to 0, then takes the dirty words. Both sides use read-modify-write, so
+ * either the waker sees 0 and writes again, or the sleeper sees the bit. A waker that
+ * dies between the steps is covered by the master's kick after each reap and by the
+ * sleeper's 250 ms look.
  */
 #ifndef DAC_SHM_WAKE_H
 #define DAC_SHM_WAKE_H

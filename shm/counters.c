@@ -1,0 +1,45 @@
+/*
+ * Counters: one array per slot with one writer each, summed by readers; the master's base
+ * holds those of slots that were reaped. Relaxed everywhere: they order nothing.
+ */
+#include "shm/segment.h"
+
+static const char *const counter_names[] = {
+#define X(name, help) #name,
+    SHM_COUNTERS(X)
+#undef X
+};
+
+static const char *const counter_helps[] = {
+#define X(name, help) help,
+    SHM_COUNTERS(X)
+#undef X
+};
+
+void shm_count(struct shm *shm, enum shm_counter c, uint64_t by)
+{
+    shm_u64 *p = shm->self < SHM_SLOTS ? &shm->slots[shm->self].counters[c]
+                                       : &shm->hdr->counters_base[c];
+    /* One writer: a load and a store, no locked instruction. */
+    atomic_store_explicit(p, atomic_load_explicit(p, memory_order_relaxed) + by,
+                          memory_order_relaxed);
+}
+
+uint64_t shm_counter_sum(const struct shm *shm, enum shm_counter c)
+{
+    uint64_t sum =
+        atomic_load_explicit(&shm->hdr->counters_base[c], memory_order_relaxed);
+    for (size_t i = 0; i < SHM_SLOTS; i++)
+        sum += atomic_load_explicit(&shm->slots[i].counters[c], memory_order_relaxed);
+    return sum;
+}
+
+const char *shm_counter_name(enum shm_counter c)
+{
+    return (unsigned)c < SHM_C_COUNT ? counter_names[c] : "?";
+}
+
+const char *shm_counter_help(enum shm_counter c)
+{
+    return (unsigned)c < SHM_C_COUNT ? counter_helps[c] : "";
+}

@@ -1,0 +1,389 @@
+/*
+ * The key index. Phases of a join:
+ *
+ *   1. lock the bucket, look for a usable flight of the key: found -> set the reader bit,
+ * done
+ *   2. unlock, claim a free flight, fill it in (nobody can see it)
+ *   3. lock again, look again: found -> join it, give the claim back
+ *   4. write `bucket`, put it at the chain's head, set the reader bit, unlock
+ *
+ * A death between "bucket written" and "linked" leaves the lock to EOWNERDEAD, and
+ * whoever gets it rebuilds the chain from the `bucket` fields.
+ */
+#include "shm/index.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/clock.h"
+#include "shm/crash.h"
+#include "shm/sample.h"
+#include "shm/wake.h"
+
+uint32_t index_bucket_of(const struct shm *shm, const uint8_t key[SHM_KEY_SIZE])
+{
+    uint32_t h;
+    memcpy(&h, key, sizeof h); /* the key is a digest: any four bytes are a hash */
+    return h & (shm->hdr->bucket_count - 1);
+}
+
+static void note_lock(struct shm *shm, uint32_t bucket_plus_one)
+{
+    if (shm->self < SHM_SLOTS)
+        atomic_store_explicit(&shm->slots[shm->self].locking_bucket, bucket_plus_one,
+                              memory_order_release);
+}
+
+static enum dac_err bucket_lock(struct shm *shm, uint32_t bucket)
+{
+    pthread_mutex_t *m = &shm->buckets[bucket].lock;
+
+    note_lock(shm, bucket + 1);
+    int rc = pthread_mutex_trylock(m);
+    if (rc == EBUSY) {
+        struct timespec until;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += (long)INDEX_LOCK_NS;
+        if (until.tv_nsec >= (long)NS_PER_S) {
+            until.tv_nsec -= (long)NS_PER_S;
+            until.tv_sec++;
+        }
+        rc = pthread_mutex_clocklock(m, CLOCK_MONOTONIC, &until);
+    }
+    if (rc == EOWNERDEAD) {
+        CRASH_POINT("repair_before");
+        index_rebuild(shm, bucket);
+        CRASH_POINT("repair_after");
+        shm_count(shm, SHM_C_lock_recoveries, 1);
+        rc = pthread_mutex_consistent(m);
+    }
+    if (rc == 0) {
+        CRASH_POINT("bucket_locked");
+        return DAC_OK;
+    }
+    note_lock(shm, 0);
+    shm_count(shm, SHM_C_lock_timeouts, 1);
+    return DAC_E_BUSY;
+}
+
+static void bucket_unlock(struct shm *shm, uint32_t bucket)
+{
+    pthread_mutex_unlock(&shm->buckets[bucket].lock);
+    note_lock(shm, 0);
+}
+
+/* Inserts by claim_seq, newest first. */
+static void chain_insert(struct shm *shm, uint32_t bucket, uint32_t flight)
+{
+    struct shm_flight *f = flight_at(shm, flight);
+    shm_u32 *link = &shm->buckets[bucket].head;
+    uint32_t next;
+
+    while (
+        (next = atomic_load_explicit(link, memory_order_relaxed)) != 0 &&
+        atomic_load_explicit(&flight_at(shm, next - 1)->claim_seq, memory_order_relaxed) >
+            atomic_load_explicit(&f->claim_seq, memory_order_relaxed))
+        link = &flight_at(shm, next - 1)->next;
+    atomic_store_explicit(&f->next, next, memory_order_relaxed);
+    atomic_store_explicit(link, flight + 1, memory_order_release);
+}
+
+static void chain_remove(struct shm *shm, uint32_t bucket, uint32_t flight)
+{
+    struct shm_flight *f = flight_at(shm, flight);
+    shm_u32 *link = &shm->buckets[bucket].head;
+    uint32_t at;
+
+    while ((at = atomic_load_explicit(link, memory_order_relaxed)) != 0) {
+        if (at == flight + 1) {
+            atomic_store_explicit(link, atomic_load(&f->next), memory_order_release);
+            break;
+        }
+        link = &flight_at(shm, at - 1)->next;
+    }
+    CRASH_POINT("unlinked");
+    atomic_store_explicit(&f->bucket, 0, memory_order_release);
+    atomic_store_explicit(&f->next, 0, memory_order_relaxed);
+}
+
+void index_rebuild(struct shm *shm, uint32_t bucket)
+{
+    atomic_store_explicit(&shm->buckets[bucket].head, 0, memory_order_release);
+    for (uint32_t i = 0; i < shm->hdr->flight_count; i++) {
+        struct shm_flight *f = flight_at(shm, i);
+        if (atomic_load_explicit(&f->bucket, memory_order_acquire) != bucket + 1)
+            continue;
+        if (flight_load(shm, i).state == FLIGHT_FREE) {
+            atomic_store_explicit(&f->bucket, 0, memory_order_relaxed);
+            continue;
+        }
+        chain_insert(shm, bucket, i);
+    }
+}
+
+/* Whether a newcomer may use this flight, and as what. Under the lock. */
+static bool usable(const struct shm_flight *f, struct flight_word w,
+                   const struct join_request *req, enum join_role *role)
+{
+    uint64_t ended = atomic_load_explicit(&f->ended_ns, memory_order_relaxed);
+    uint32_t asked = atomic_load_explicit(&f->requests, memory_order_acquire);
+
+    if (flight_state_running(w.state)) {
+        *role = JOIN_FOLLOWER;
+        return asked == 0;
+    }
+    if (req->no_finished)
+        return false;
+    if (w.state == FLIGHT_DONE) {
+        *role = JOIN_HIT;
+        return req->now_ns <
+               ended + atomic_load_explicit(&f->result_ttl_ns, memory_order_relaxed);
+    }
+    *role = JOIN_FAILURE;
+    return w.state == FLIGHT_FAILED && req->now_ns < ended + req->error_ttl_ns;
+}
+
+static void set_reader(struct shm *shm, struct shm_flight *f)
+{
+    atomic_fetch_or_explicit(&f->readers, UINT64_C(1) << shm->self, memory_order_acq_rel);
+    CRASH_POINT("reader_set");
+}
+
+/* Under the lock: joins the newest flight of the key if it can be used. */
+static bool join_existing(struct shm *shm, uint32_t bucket,
+                          const struct join_request *req, struct join_result *out)
+{
+    uint32_t steps = 0;
+    for (uint32_t at =
+             atomic_load_explicit(&shm->buckets[bucket].head, memory_order_acquire);
+         at != 0 && steps++ < shm->hdr->flight_count;
+         at = atomic_load_explicit(&flight_at(shm, at - 1)->next, memory_order_relaxed)) {
+        struct shm_flight *f = flight_at(shm, at - 1);
+        struct flight_word w = flight_load(shm, at - 1);
+        if (w.state == FLIGHT_FREE || memcmp(f->key, req->key, SHM_KEY_SIZE) != 0)
+            continue;
+        if (!usable(f, w, req, &out->role))
+            return false;
+        out->ref = (struct flight_ref){.index = at - 1, .incarnation = w.incarnation};
+        set_reader(shm, f);
+        flight_raise_grace(shm, at - 1, req->abandon_grace_ns);
+        if (out->role == JOIN_FOLLOWER)
+            atomic_fetch_add_explicit(&f->followers, 1, memory_order_relaxed);
+        if (out->role == JOIN_HIT) {
+            atomic_fetch_add_explicit(&f->hits, 1, memory_order_relaxed);
+            sample_add_hit(shm, atomic_load_explicit(&f->sample, memory_order_acquire));
+        }
+        return true;
+    }
+    return false;
+}
+
+static void fill_in(struct shm *shm, uint32_t index, const struct join_request *req)
+{
+    struct shm_flight *f = flight_at(shm, index);
+
+    memcpy(f->key, req->key, sizeof f->key);
+    memcpy(f->turn_id, req->turn_id, sizeof f->turn_id);
+    memcpy(f->org, req->org, sizeof f->org);
+    f->created_us = req->created_us;
+    atomic_store_explicit(&f->kind, (uint32_t)req->kind, memory_order_relaxed);
+    atomic_store_explicit(&f->provider, req->provider, memory_order_relaxed);
+    atomic_store_explicit(&f->arrived_ns, req->arrived_ns, memory_order_relaxed);
+    atomic_store_explicit(&f->result_ttl_ns, req->result_ttl_ns, memory_order_relaxed);
+    atomic_store_explicit(&f->abandon_grace_ns, req->abandon_grace_ns,
+                          memory_order_relaxed);
+    atomic_store_explicit(&f->claim_seq, atomic_fetch_add(&shm->hdr->claim_seq, 1) + 1,
+                          memory_order_relaxed);
+    CRASH_POINT("claim_filled");
+}
+
+enum dac_err index_join(struct shm *shm, const struct join_request *req,
+                        struct join_result *out)
+{
+    uint32_t bucket = index_bucket_of(shm, req->key);
+    enum dac_err e = bucket_lock(shm, bucket);
+    if (e != DAC_OK)
+        return e;
+    bool joined = join_existing(shm, bucket, req, out);
+    bucket_unlock(shm, bucket);
+    if (joined)
+        return DAC_OK;
+
+    struct flight_ref mine;
+    e = flight_claim(shm, &mine);
+    if (e != DAC_OK)
+        return e;
+    fill_in(shm, mine.index, req);
+    e = bucket_lock(shm, bucket);
+    if (e != DAC_OK) {
+        flight_unclaim(shm, mine);
+        return e;
+    }
+    if (join_existing(shm, bucket, req, out)) {
+        bucket_unlock(shm, bucket);
+        flight_unclaim(shm, mine);
+        return DAC_OK;
+    }
+    struct shm_flight *f = flight_at(shm, mine.index);
+    set_reader(shm, f);
+    atomic_store_explicit(&f->bucket, bucket + 1, memory_order_release);
+    CRASH_POINT("index_bucket");
+    chain_insert(shm, bucket, mine.index);
+    CRASH_POINT("index_linked");
+    bucket_unlock(shm, bucket);
+    *out = (struct join_result){.role = JOIN_LEADER, .ref = mine};
+    return DAC_OK;
+}
+
+bool index_find_turn(const struct shm *shm, const uint8_t turn_id[16],
+                     struct flight_ref *out)
+{
+    for (uint32_t i = 0; i < shm->hdr->flight_count; i++) {
+        struct flight_word w = flight_load(shm, i);
+        if (w.state == FLIGHT_FREE || w.state == FLIGHT_CLAIMED)
+            continue;
+        if (memcmp(shm->flights[i].turn_id, turn_id, 16) == 0 &&
+            flight_load(shm, i).incarnation == w.incarnation) {
+            *out = (struct flight_ref){.index = i, .incarnation = w.incarnation};
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Locks the bucket of a flight that is still in the use that `ref` names. */
+static enum dac_err lock_flight(struct shm *shm, struct flight_ref ref, uint32_t *bucket)
+{
+    struct shm_flight *f = flight_at(shm, ref.index);
+    uint32_t at = atomic_load_explicit(&f->bucket, memory_order_acquire);
+
+    if (at == 0 || at > shm->hdr->bucket_count)
+        return DAC_E_NOT_FOUND;
+    enum dac_err e = bucket_lock(shm, at - 1);
+    if (e != DAC_OK)
+        return e;
+    if (atomic_load_explicit(&f->bucket, memory_order_relaxed) != at ||
+        flight_load(shm, ref.index).incarnation != ref.incarnation) {
+        bucket_unlock(shm, at - 1);
+        return DAC_E_NOT_FOUND;
+    }
+    *bucket = at - 1;
+    return DAC_OK;
+}
+
+enum dac_err index_attach(struct shm *shm, struct flight_ref ref,
+                          const uint8_t turn_id[16])
+{
+    struct shm_flight *f = flight_at(shm, ref.index);
+    uint32_t bucket;
+    enum dac_err e = lock_flight(shm, ref, &bucket);
+    if (e != DAC_OK)
+        return e;
+    if (memcmp(f->turn_id, turn_id, sizeof f->turn_id) == 0)
+        set_reader(shm, f);
+    else
+        e = DAC_E_NOT_FOUND;
+    bucket_unlock(shm, bucket);
+    return e;
+}
+
+enum dac_err index_abandon(struct shm *shm, struct flight_ref ref)
+{
+    uint32_t bucket;
+    enum dac_err e = lock_flight(shm, ref, &bucket);
+    if (e != DAC_OK)
+        return e;
+    if (flight_readers(shm, ref.index) == 0)
+        atomic_fetch_or_explicit(&flight_at(shm, ref.index)->requests, FLIGHT_CLOSED,
+                                 memory_order_acq_rel);
+    else
+        e = DAC_E_STATE;
+    bucket_unlock(shm, bucket);
+    return e;
+}
+
+/* Under the lock: whether the flight may leave memory by this rule. */
+static bool recyclable(const struct shm_flight *f, struct flight_word w,
+                       enum recycle_rule rule, uint64_t now_ns, uint64_t error_ttl_ns)
+{
+    uint64_t ended = atomic_load_explicit(&f->ended_ns, memory_order_relaxed);
+    uint64_t ttl = 0;
+
+    if (!flight_state_ended(w.state) ||
+        atomic_load_explicit(&f->stored, memory_order_acquire) == STORED_NO ||
+        atomic_load_explicit(&f->readers, memory_order_acquire) != 0)
+        return false;
+    if (w.state == FLIGHT_DONE)
+        ttl = atomic_load_explicit(&f->result_ttl_ns, memory_order_relaxed);
+    else if (w.state == FLIGHT_FAILED)
+        ttl = error_ttl_ns;
+    return rule == RECYCLE_PRESSURE || now_ns >= ended + ttl;
+}
+
+enum dac_err index_recycle(struct shm *shm, struct flight_ref ref, enum recycle_rule rule,
+                           uint64_t now_ns, uint64_t error_ttl_ns, uint64_t *followers,
+                           uint64_t *hits)
+{
+    struct shm_flight *f = flight_at(shm, ref.index);
+    struct flight_word w = flight_load(shm, ref.index);
+    uint32_t bucket;
+
+    if (w.incarnation != ref.incarnation || !recyclable(f, w, rule, now_ns, error_ttl_ns))
+        return DAC_E_STATE;
+    if (atomic_load_explicit(&f->bucket, memory_order_acquire) == 0) {
+        /* A recorder died between unlinking and releasing it: nobody can reach it. */
+        *followers = atomic_load_explicit(&f->followers, memory_order_relaxed);
+        *hits = atomic_load_explicit(&f->hits, memory_order_relaxed);
+        return flight_release(shm, ref.index, w);
+    }
+    enum dac_err e = lock_flight(shm, ref, &bucket);
+    if (e != DAC_OK)
+        return e == DAC_E_NOT_FOUND ? DAC_E_STATE : e;
+    w = flight_load(shm, ref.index);
+    if (recyclable(f, w, rule, now_ns, error_ttl_ns)) {
+        *followers = atomic_load_explicit(&f->followers, memory_order_relaxed);
+        *hits = atomic_load_explicit(&f->hits, memory_order_relaxed);
+        chain_remove(shm, bucket, ref.index);
+        CRASH_POINT("recycle_unlinked");
+        e = flight_release(shm, ref.index, w);
+    } else {
+        e = DAC_E_STATE;
+    }
+    bucket_unlock(shm, bucket);
+    return e;
+}
+
+bool index_valid(const struct shm *shm, uint32_t bucket, char *why, size_t n)
+{
+    uint32_t steps = 0;
+    uint64_t newest = UINT64_MAX;
+
+    for (uint32_t at = atomic_load(&shm->buckets[bucket].head); at != 0;
+         at = atomic_load(&flight_at(shm, at - 1)->next)) {
+        if (at > shm->hdr->flight_count) {
+            snprintf(why, n, "it links to flight %u, which does not exist", at);
+            return false;
+        }
+        const struct shm_flight *f = flight_at(shm, at - 1);
+        if (atomic_load(&f->bucket) != bucket + 1) {
+            snprintf(why, n, "flight %u is in its chain but says bucket %d", at - 1,
+                     (int)atomic_load(&f->bucket) - 1);
+            return false;
+        }
+        if (atomic_load(&f->claim_seq) >= newest || ++steps > shm->hdr->flight_count) {
+            snprintf(why, n,
+                     "its chain is not from the newest to the oldest at flight %u",
+                     at - 1);
+            return false;
+        }
+        newest = atomic_load(&f->claim_seq);
+    }
+    for (uint32_t i = 0; i < shm->hdr->flight_count; i++)
+        if (atomic_load(&flight_at(shm, i)->bucket) == bucket + 1 && steps-- == 0) {
+            snprintf(why, n, "flight %u says this bucket but is not in its chain", i);
+            return false;
+        }
+    return true;
+}

@@ -1,0 +1,418 @@
+/*
+ * Creating, locking, attaching and removing the segment.
+ *
+ * The master holds an exclusive flock() on the segment's own descriptor for as long as it
+ * lives; children give their copy up. So a segment whose lock can be had belongs to
+ * nobody: a killed master left it, and it is unlinked and made anew. Whoever still maps
+ * the old one (its workers, on their way out) keeps the old memory and disturbs nobody.
+ * Runs in the master (create, destroy), in children after fork (enter), outside (attach).
+ */
+#include "shm/segment.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "shm/flight.h"
+#include "shm/pacer.h"
+
+#define SEGMENT_TRIES 3
+
+static uint64_t align_up(uint64_t n, uint64_t to)
+{
+    return (n + to - 1) / to * to;
+}
+
+static uint32_t power_of_two_at_least(uint32_t n)
+{
+    uint32_t p = 64;
+    while (p < n)
+        p *= 2;
+    return p;
+}
+
+enum dac_err segment_plan(const struct shm_options *opt, struct shm_plan *plan, char *why,
+                          size_t n)
+{
+    struct shm_areas *a = &plan->areas;
+    uint32_t flights = opt->max_flights;
+    uint64_t at = align_up(sizeof(struct shm_header), 4096);
+
+    if (flights < 1 || flights > SHM_FLIGHTS_MAX) {
+        snprintf(why, n, "max_flights = %u is not between 1 and %u", flights,
+                 SHM_FLIGHTS_MAX);
+        return DAC_E_INVALID;
+    }
+    memset(plan, 0, sizeof *plan);
+    plan->flight_count = flights;
+    plan->bucket_count = power_of_two_at_least(flights);
+    plan->dirty_words = (flights + 63) / 64;
+    a->slots = at;
+    a->dirty = align_up(a->slots + SHM_SLOTS * sizeof(struct shm_slot), 64);
+    a->pacers = align_up(a->dirty + SHM_SLOTS * plan->dirty_words * sizeof(uint64_t), 64);
+    a->buckets = align_up(a->pacers + SHM_PROVIDERS_MAX * sizeof(struct shm_pacer), 64);
+    a->flights =
+        align_up(a->buckets + plan->bucket_count * sizeof(struct shm_bucket), 64);
+    a->samples = align_up(a->flights + flights * sizeof(struct shm_flight), 64);
+    a->blocks = align_up(a->samples + SHM_SAMPLES * sizeof(struct shm_sample), 64);
+
+    /* One whole answer, and beside it a block for every sixteenth flight at least. */
+    uint64_t least_blocks = opt->flight_max_bytes / SHM_BLOCK_SIZE + flights / 16 + 64;
+    uint64_t per_block = SHM_BLOCK_SIZE + sizeof(struct shm_block);
+    uint64_t least = align_up(a->blocks + least_blocks * per_block + 8192, 4096);
+    if (opt->size < least) {
+        snprintf(why, n,
+                 "shm_size = %llu bytes is too small for max_flights = %u and "
+                 "flight_max_bytes = %llu: at least %lluk is needed",
+                 (unsigned long long)opt->size, flights,
+                 (unsigned long long)opt->flight_max_bytes,
+                 (unsigned long long)(least + 1023) / 1024);
+        return DAC_E_TOO_LARGE;
+    }
+    uint64_t blocks = (opt->size - a->blocks - 4096) / per_block;
+    plan->block_count = blocks > UINT32_MAX / 2 ? UINT32_MAX / 2 : (uint32_t)blocks;
+    a->data = align_up(a->blocks + plan->block_count * sizeof(struct shm_block), 4096);
+    a->end = a->data + (uint64_t)plan->block_count * SHM_BLOCK_SIZE;
+    plan->total = align_up(a->end, 4096);
+    plan->bytes_per_flight = sizeof(struct shm_flight) + sizeof(struct shm_bucket) +
+                             SHM_BLOCK_SIZE + sizeof(struct shm_block) + SHM_SLOTS / 8;
+    return DAC_OK;
+}
+
+static void segment_point(struct shm *shm)
+{
+    struct shm_header *h = (struct shm_header *)(void *)shm->base;
+    const struct shm_areas *a = &h->areas;
+
+    shm->hdr = h;
+    shm->slots = (struct shm_slot *)(void *)(shm->base + a->slots);
+    shm->dirty = (shm_u64 *)(void *)(shm->base + a->dirty);
+    shm->pacers = (struct shm_pacer *)(void *)(shm->base + a->pacers);
+    shm->buckets = (struct shm_bucket *)(void *)(shm->base + a->buckets);
+    shm->flights = (struct shm_flight *)(void *)(shm->base + a->flights);
+    shm->samples = (struct shm_sample *)(void *)(shm->base + a->samples);
+    shm->blocks = (struct shm_block *)(void *)(shm->base + a->blocks);
+    shm->data = shm->base + a->data;
+}
+
+static enum dac_err segment_init_locks(struct shm *shm)
+{
+    pthread_mutexattr_t attr;
+    int rc = pthread_mutexattr_init(&attr);
+    if (rc == 0)
+        rc = pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+    if (rc == 0)
+        rc = pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
+    for (uint32_t i = 0; rc == 0 && i < shm->hdr->bucket_count; i++)
+        rc = pthread_mutex_init(&shm->buckets[i].lock, &attr);
+    pthread_mutexattr_destroy(&attr);
+    errno = rc;
+    return rc == 0 ? DAC_OK : DAC_E_SYS;
+}
+
+/* The mapping is all zero bytes: only what is not zero is written. Magic comes last. */
+static enum dac_err segment_init(struct shm *shm, const struct shm_options *opt,
+                                 const struct shm_plan *plan)
+{
+    struct shm_header *h = (struct shm_header *)(void *)shm->base;
+
+    h->layout_version = SHM_LAYOUT_VERSION;
+    h->header_size = sizeof *h;
+    h->slot_size = sizeof(struct shm_slot);
+    h->pacer_size = sizeof(struct shm_pacer);
+    h->bucket_size = sizeof(struct shm_bucket);
+    h->flight_size = sizeof(struct shm_flight);
+    h->sample_size = sizeof(struct shm_sample);
+    h->block_size = SHM_BLOCK_SIZE;
+    h->flight_count = plan->flight_count;
+    h->bucket_count = plan->bucket_count;
+    h->block_count = plan->block_count;
+    h->provider_count = opt->provider_count;
+    h->dirty_words = plan->dirty_words;
+    h->total_size = plan->total;
+    h->flight_max_bytes = opt->flight_max_bytes;
+    h->created_ns = clock_now_ns();
+    h->created_us = clock_wall_us();
+    h->areas = plan->areas;
+    snprintf(h->name, sizeof h->name, "%s", opt->name);
+    segment_point(shm);
+
+    atomic_store(&h->master_pid, (uint32_t)getpid());
+    atomic_store(&h->recorder_slot, SHM_NO_SLOT);
+    for (size_t i = 0; i < SHM_WORKERS_MAX; i++)
+        atomic_store(&h->ordinal_slot[i], SHM_NO_SLOT);
+    const struct flight_word free_word = {.state = FLIGHT_FREE, .owner = SHM_NO_SLOT};
+    for (uint32_t i = 0; i < h->flight_count; i++)
+        atomic_store(&shm->flights[i].word, flight_pack(free_word));
+    for (uint32_t i = 0; i < opt->provider_count; i++) {
+        const struct shm_provider_limits *p = &opt->providers[i];
+        snprintf(h->provider_names[i], sizeof h->provider_names[i], "%s", p->name);
+        pacer_set_limits(shm, i, p->rps, p->burst, p->concurrency);
+    }
+    enum dac_err e = segment_init_locks(shm);
+    if (e == DAC_OK) {
+        atomic_thread_fence(memory_order_release);
+        h->magic = SHM_MAGIC;
+    }
+    return e;
+}
+
+static enum dac_err open_eventfds(struct shm *shm, char *why, size_t n)
+{
+    for (size_t i = 0; i < SHM_SLOTS; i++) {
+        shm->eventfd[i] = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+        if (shm->eventfd[i] < 0) {
+            snprintf(why, n, "could not open eventfd %zu of %u: %s", i, SHM_SLOTS,
+                     strerror(errno));
+            return DAC_E_SYS;
+        }
+    }
+    return DAC_OK;
+}
+
+/* Whether the name still leads to the file that `fd` has open. */
+static bool same_file(const char *path, int fd)
+{
+    struct stat a, b;
+    int named = shm_open(path, O_RDONLY | O_CLOEXEC, 0);
+    bool same = named >= 0 && fstat(named, &a) == 0 && fstat(fd, &b) == 0 &&
+                a.st_ino == b.st_ino && a.st_dev == b.st_dev;
+    if (named >= 0)
+        close(named);
+    return same;
+}
+
+static void name_the_holder(const char *name, int fd, char *why, size_t n)
+{
+    struct shm_header h;
+    unsigned pid = 0;
+    if (pread(fd, &h, sizeof h, 0) == (ssize_t)sizeof h && h.magic == SHM_MAGIC)
+        pid = atomic_load(&h.master_pid);
+    snprintf(
+        why, n,
+        "instance \"%s\" is already running (master pid %u); stop it, or give this one "
+        "another [server] name",
+        name, pid);
+}
+
+/* Opens a file of that name that nobody had, locked; a dead master's is unlinked first.
+ */
+static enum dac_err open_locked(const char *path, const char *name, int *out,
+                                bool *replaced, char *why, size_t n)
+{
+    for (int i = 0; i < SEGMENT_TRIES; i++) {
+        int fd = shm_open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        if (fd >= 0) {
+            if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
+                *out = fd;
+                return DAC_OK;
+            }
+            close(fd);
+            continue;
+        }
+        if (errno != EEXIST)
+            break;
+        fd = shm_open(path, O_RDWR | O_CLOEXEC, 0);
+        if (fd < 0)
+            break;
+        if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+            name_the_holder(name, fd, why, n);
+            close(fd);
+            return DAC_E_EXISTS;
+        }
+        if (same_file(path, fd)) {
+            shm_unlink(path);
+            *replaced = true;
+        }
+        close(fd);
+    }
+    snprintf(why, n, "could not open shared memory \"%s\": %s", path, strerror(errno));
+    return DAC_E_SYS;
+}
+
+static enum dac_err allocate(struct shm *shm, int fd, const struct shm_options *opt,
+                             char *why, size_t n)
+{
+    if (fchown(fd, opt->owner_uid, opt->owner_gid) != 0) {
+        snprintf(why, n, "could not give shared memory to uid %u: %s", opt->owner_uid,
+                 strerror(errno));
+        return DAC_E_SYS;
+    }
+    int rc = posix_fallocate(fd, 0, (off_t)shm->size);
+    if (rc != 0) {
+        snprintf(why, n,
+                 "could not allocate %zu MiB in /dev/shm: %s; make /dev/shm larger or "
+                 "[memory] shm_size smaller",
+                 shm->size >> 20, strerror(rc));
+        return DAC_E_SYS;
+    }
+    void *p = mmap(NULL, shm->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED) {
+        snprintf(why, n, "could not map %zu MiB of shared memory: %s", shm->size >> 20,
+                 strerror(errno));
+        return DAC_E_SYS;
+    }
+    shm->base = p;
+    shm->writable = true;
+    return DAC_OK;
+}
+
+static void shm_blank(struct shm *shm)
+{
+    memset(shm, 0, sizeof *shm);
+    for (size_t i = 0; i < SHM_SLOTS; i++)
+        shm->eventfd[i] = -1;
+    shm->lock_fd = -1;
+    shm->self = SHM_NO_SLOT;
+}
+
+enum dac_err segment_create(const struct shm_options *opt, struct shm *out,
+                            bool *replaced, char *why, size_t n)
+{
+    char path[SHM_NAME_SIZE + 2];
+    struct shm_plan plan;
+    enum dac_err e;
+
+    shm_blank(out);
+    *replaced = false;
+    if (strlen(opt->name) >= SHM_NAME_SIZE || strchr(opt->name, '/') || !opt->name[0]) {
+        snprintf(why, n, "[server] name = \"%s\" is no name for shared memory",
+                 opt->name);
+        return DAC_E_INVALID;
+    }
+    e = segment_plan(opt, &plan, why, n);
+    if (e != DAC_OK)
+        return e;
+    snprintf(path, sizeof path, "/%s", opt->name);
+    e = open_locked(path, opt->name, &out->lock_fd, replaced, why, n);
+    if (e != DAC_OK)
+        return e;
+    out->size = (size_t)plan.total;
+    e = allocate(out, out->lock_fd, opt, why, n);
+    if (e == DAC_OK) {
+        e = segment_init(out, opt, &plan);
+        if (e != DAC_OK)
+            snprintf(why, n, "could not make the locks of the key index: %s",
+                     strerror(errno));
+    }
+    if (e == DAC_OK)
+        e = open_eventfds(out, why, n);
+    if (e != DAC_OK) {
+        shm_unlink(path);
+        segment_detach(out);
+    }
+    return e;
+}
+
+enum dac_err segment_attach(const char *name, struct shm *out, char *why, size_t n)
+{
+    char path[SHM_NAME_SIZE + 2];
+    struct stat st;
+    int fd;
+
+    shm_blank(out);
+    snprintf(path, sizeof path, "/%s", name);
+    fd = shm_open(path, O_RDONLY | O_CLOEXEC, 0);
+    if (fd < 0) {
+        snprintf(why, n, "could not open instance \"%s\" in /dev/shm: %s", name,
+                 strerror(errno));
+        return errno == ENOENT ? DAC_E_NOT_FOUND : DAC_E_SYS;
+    }
+    enum dac_err e = DAC_E_CORRUPT;
+    if (fstat(fd, &st) != 0 || (size_t)st.st_size < sizeof(struct shm_header)) {
+        snprintf(why, n, "/dev/shm%s is no segment of dacd", path);
+    } else {
+        out->size = (size_t)st.st_size;
+        void *p = mmap(NULL, out->size, PROT_READ, MAP_SHARED, fd, 0);
+        if (p == MAP_FAILED) {
+            snprintf(why, n, "could not map /dev/shm%s: %s", path, strerror(errno));
+            e = DAC_E_SYS;
+        } else {
+            out->base = p;
+            out->hdr = p;
+            e = segment_valid(out, why, n) ? DAC_OK : DAC_E_CORRUPT;
+        }
+    }
+    close(fd);
+    if (e == DAC_OK)
+        segment_point(out);
+    else
+        segment_detach(out);
+    return e;
+}
+
+void segment_enter_child(struct shm *shm, uint32_t slot)
+{
+    if (shm->lock_fd >= 0)
+        close(shm->lock_fd);
+    shm->lock_fd = -1;
+    shm->self = slot;
+}
+
+void segment_detach(struct shm *shm)
+{
+    if (shm->base)
+        munmap(shm->base, shm->size);
+    for (size_t i = 0; i < SHM_SLOTS; i++)
+        if (shm->eventfd[i] >= 0)
+            close(shm->eventfd[i]);
+    if (shm->lock_fd >= 0)
+        close(shm->lock_fd);
+    shm_blank(shm);
+}
+
+void segment_destroy(struct shm *shm)
+{
+    char path[SHM_NAME_SIZE + 2];
+
+    snprintf(path, sizeof path, "/%s", shm->hdr->name);
+    if (shm->lock_fd >= 0 && same_file(path, shm->lock_fd))
+        shm_unlink(path);
+    segment_detach(shm);
+}
+
+bool segment_valid(const struct shm *shm, char *why, size_t n)
+{
+    const struct shm_header *h = shm->hdr;
+    const struct shm_areas *a = &h->areas;
+
+    if (h->magic != SHM_MAGIC)
+        snprintf(why, n,
+                 "the magic number is wrong: no segment of dacd, or one half made");
+    else if (h->layout_version != SHM_LAYOUT_VERSION)
+        snprintf(why, n, "layout version is %u, this program knows %u", h->layout_version,
+                 SHM_LAYOUT_VERSION);
+    else if (h->header_size != sizeof *h || h->slot_size != sizeof(struct shm_slot) ||
+             h->pacer_size != sizeof(struct shm_pacer) ||
+             h->bucket_size != sizeof(struct shm_bucket) ||
+             h->flight_size != sizeof(struct shm_flight) ||
+             h->sample_size != sizeof(struct shm_sample) ||
+             h->block_size != SHM_BLOCK_SIZE)
+        snprintf(why, n, "sizes of structs differ: made by another build");
+    else if (h->total_size != shm->size)
+        snprintf(why, n, "the file has %zu bytes, the header says %llu", shm->size,
+                 (unsigned long long)h->total_size);
+    else if (!(a->slots < a->dirty && a->dirty < a->pacers && a->pacers < a->buckets &&
+               a->buckets < a->flights && a->flights < a->samples &&
+               a->samples < a->blocks && a->blocks < a->data && a->data < a->end &&
+               a->end <= h->total_size))
+        snprintf(why, n, "the areas are not in order");
+    else if (h->flight_count == 0 || h->flight_count > SHM_FLIGHTS_MAX ||
+             (a->samples - a->flights) / sizeof(struct shm_flight) < h->flight_count ||
+             (a->flights - a->buckets) / sizeof(struct shm_bucket) < h->bucket_count ||
+             (a->end - a->data) / SHM_BLOCK_SIZE < h->block_count ||
+             h->bucket_count == 0 || (h->bucket_count & (h->bucket_count - 1)) != 0 ||
+             h->dirty_words != (h->flight_count + 63) / 64 ||
+             h->provider_count > SHM_PROVIDERS_MAX)
+        snprintf(why, n, "a count does not fit its area");
+    else
+        return true;
+    return false;
+}
