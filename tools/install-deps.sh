@@ -19,7 +19,7 @@ build_packages="build-essential autoconf pkg-config libevent-dev libcurl4-openss
     libnghttp2-dev libssl-dev libjson-c-dev libpq-dev libsqlite3-dev check"
 check_packages="$build_packages clang clang-format libclang-rt-14-dev cppcheck shellcheck
     sqlite3 curl jq openssl procps python3-venv"
-demo_packages="$build_packages sqlite3 curl openssl procps python3-venv libgomp1 libstdc++6"
+demo_packages="$build_packages sqlite3 curl jq openssl procps python3-venv libgomp1 libstdc++6"
 node_packages="openai@7.57.0"
 
 say() {
