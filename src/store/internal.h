@@ -1,0 +1,149 @@
+/*
+ * What the implementations of the store share: the tables of functions that store.c and
+ * reader.c call, the objects that an implementation embeds as its first member, and what
+ * a query is. For files of this folder only.
+ *
+ * A new kind of store adds a `struct store_ops` and a `struct store_reader_ops` and is
+ * chosen in store_open() and store_reader_open(); checks, ordering, deferred callbacks
+ * and cancelling stay here.
+ */
+#ifndef DAC_STORE_INTERNAL_H
+#define DAC_STORE_INTERNAL_H
+
+#include <sys/queue.h>
+#include <sys/types.h>
+
+#include "base/clock.h"
+#include "store/arena.h"
+#include "store/store.h"
+
+#define STORE_MAGIC        0x53544f52u
+#define STORE_READER_MAGIC 0x52454144u
+#define STORE_ERROR_SIZE   512
+
+#define STORE_ROWS_MAX          200          /* rows of one page */
+#define STORE_PAGE_BYTES_MAX    (8u << 20)   /* text of one page, but at least one row */
+#define STORE_TEXT_MAX          (256u << 20) /* one text that is written */
+#define STORE_HISTORY_TURNS_MAX 1000         /* turns that one history looks at */
+#define STORE_HISTORY_BYTES_MAX (64u << 20)  /* whatever the caller allows */
+#define STORE_TIME_MAX_US       253402300799999999 /* end of the year 9999 */
+#define STORE_QUERY_WAIT_NS     (2 * NS_PER_S)     /* how long a query waits for a lock */
+
+/* --- writer ------------------------------------------------------------------------- */
+
+/* Rows arrive checked; `error` is the implementation's to fill when it returns a failure.
+ */
+struct store_ops {
+    const char *kind;
+    enum dac_err (*migrate)(struct store *st, char *why, size_t n);
+    void (*close)(struct store *st); /* frees st too */
+    enum dac_err (*begin)(struct store *st);
+    enum dac_err (*put_thread)(struct store *st, const struct store_thread *t);
+    enum dac_err (*put_turn)(struct store *st, const struct store_turn *t);
+    enum dac_err (*put_counts)(struct store *st, const struct id *turn, int64_t followers,
+                               int64_t hits);
+    enum dac_err (*commit)(struct store *st);
+    void (*rollback)(struct store *st);
+    void (*tidy)(struct store *st);
+};
+
+/* First member of each implementation's writer. */
+struct store {
+    uint32_t magic;
+    const struct store_ops *ops;
+    pid_t pid;     /* the process that opened it; no handle crosses a fork */
+    bool in_batch; /* between begin and commit or rollback */
+    char error[STORE_ERROR_SIZE];
+};
+
+enum dac_err store_sqlite_open(const char *path, struct store **out, char *why, size_t n);
+
+/* --- reader ------------------------------------------------------------------------- */
+
+TAILQ_HEAD(query_list, store_query);
+
+enum query_kind {
+    QUERY_THREAD,
+    QUERY_THREADS,
+    QUERY_MESSAGES,
+    QUERY_HISTORY,
+    QUERY_TURN
+};
+
+/* What a query has found; all text lives in `texts`. */
+struct query_rows {
+    struct arena texts;
+    struct store_thread *threads;
+    struct store_message *messages;
+    struct store_turn turn;
+    size_t n;   /* rows in threads or messages */
+    size_t cap; /* rows allocated there */
+    size_t bytes;
+    bool more;
+};
+
+/* Owned by its reader. On one list at any time: the implementation's own while it runs,
+ * the reader's `finished` until its callback is called, none during the callback. */
+struct store_query {
+    TAILQ_ENTRY(store_query) link;
+    struct store_reader *reader;
+    enum query_kind kind;
+    bool finished; /* on the reader's list, not on the implementation's */
+    uint64_t seq;  /* place in the order of finishing */
+    char *org;     /* owned */
+    struct id id;
+    struct id cursor; /* after or until */
+    size_t limit;     /* rows; of a history messages */
+    size_t max_bytes; /* of a history */
+    uint64_t deadline_ns;
+    union {
+        store_thread_cb thread;
+        store_threads_cb threads;
+        store_messages_cb messages;
+        store_turn_cb turn;
+    } cb;
+    void *arg;
+    enum dac_err result;
+    struct query_rows rows;
+};
+
+struct store_reader_ops {
+    void (*close)(
+        struct store_reader *r); /* its lists are empty; does not free r's core */
+    /* Takes q over until query_finish(); may call that before it returns. */
+    void (*start)(struct store_reader *r, struct store_query *q);
+    /* Forgets q, which it has. */
+    void (*cancel)(struct store_reader *r, struct store_query *q);
+};
+
+struct event;
+
+/* First member of each implementation's reader. */
+struct store_reader {
+    uint32_t magic;
+    const struct store_reader_ops *ops;
+    struct event_base *base;
+    struct event *deliver; /* runs the callbacks of `finished` */
+    struct query_list finished;
+    uint64_t finished_seq;
+    pid_t pid;
+    bool delivering;
+    bool closing; /* closed from inside a callback */
+};
+
+/* The core's part; on failure nothing is left. */
+enum dac_err reader_init(struct store_reader *r, const struct store_reader_ops *ops,
+                         struct event_base *base);
+void reader_fini(struct store_reader *r);
+/* Hands a query back with its rows; the callback follows from the loop. */
+void query_finish(struct store_query *q, enum dac_err e);
+/* Rows found so far are dropped, for an attempt that starts over. */
+void query_rows_reset(struct query_rows *rows);
+/* Room for one more row, zeroed; NULL without memory. */
+struct store_thread *query_add_thread(struct query_rows *rows);
+struct store_message *query_add_message(struct query_rows *rows);
+
+enum dac_err store_sqlite_reader_open(struct event_base *base, const char *path,
+                                      struct store_reader **out, char *why, size_t n);
+
+#endif

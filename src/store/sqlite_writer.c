@@ -1,0 +1,566 @@
+/*
+ * The SQLite writer: one connection, write-ahead log, fsync at each commit. A batch is
+ * one transaction; a row that breaks a constraint is undone alone (a turn by its
+ * savepoint, the others are single statements). Checkpoints are not left to SQLite, which
+ * would run them inside a commit that somebody waits for: store_tidy() does, and a commit
+ * only when the log is long overdue or readers keep it from starting over. Runs in the
+ * recorder.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <libgen.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "store/internal.h"
+#include "store/migrations.h"
+#include "store/sqlite.h"
+
+/* In pages of 4 KiB. */
+#define WAL_TIDY_PAGES    1000 /* store_tidy() checkpoints */
+#define WAL_OVERDUE_PAGES 4000 /* a commit does */
+#define WAL_RESTART_PAGES                                                                \
+    16000 /* readers are waited for, so that the log starts over                         \
+           */
+#define WAL_RESTART_MS     50
+#define WAL_FILE_MAX_BYTES "67108864" /* what a log that started over keeps */
+
+enum {
+    W_BEGIN,
+    W_COMMIT,
+    W_ROLLBACK,
+    W_SAVEPOINT,
+    W_RELEASE,
+    W_UNDO,
+    W_THREAD,
+    W_THREAD_ORG,
+    W_TURN,
+    W_TURN_ORG,
+    W_MESSAGE,
+    W_COUNTS,
+    W_N
+};
+
+static const char *const writer_sql[W_N] = {
+    [W_BEGIN] = "BEGIN IMMEDIATE",
+    [W_COMMIT] = "COMMIT",
+    [W_ROLLBACK] = "ROLLBACK",
+    [W_SAVEPOINT] = "SAVEPOINT row",
+    [W_RELEASE] = "RELEASE row",
+    [W_UNDO] = "ROLLBACK TO row",
+    [W_THREAD] =
+        "INSERT INTO threads (id, org, title, created_at) VALUES (?1, ?2, ?3, ?4) "
+        "ON CONFLICT (id) DO NOTHING",
+    [W_THREAD_ORG] = "SELECT org FROM threads WHERE id = ?1",
+    [W_TURN] =
+        "INSERT INTO turns (id, org, thread_id, provider, model, status, finish_reason, "
+        "error_code, ttft_ms, latency_ms, queue_wait_ms, prompt_tokens, "
+        "completion_tokens, "
+        "followers, hits, generation, key_digest, created_at, finished_at) "
+        "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, "
+        "?17, "
+        "?18, ?19) ON CONFLICT (id) DO NOTHING",
+    [W_TURN_ORG] = "SELECT org FROM turns WHERE id = ?1",
+    [W_MESSAGE] =
+        "INSERT INTO messages (id, turn_id, thread_id, role, content, citations, "
+        "created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    [W_COUNTS] = "UPDATE turns SET followers = ?2, hits = ?3 WHERE id = ?1",
+};
+
+struct sqlite_store {
+    struct store core; /* first */
+    sqlite3 *db;
+    char *path;              /* owned */
+    sqlite3_stmt *stmt[W_N]; /* prepared by the migration */
+    bool prepared;
+    int wal_pages;     /* length of the log after the last commit */
+    int wal_due_pages; /* length at which the next checkpoint is worth it */
+};
+
+static struct sqlite_store *self(struct store *st)
+{
+    return (struct sqlite_store *)st;
+}
+
+static enum dac_err fail(struct sqlite_store *s, int rc, const char *what)
+{
+    return sqlite_explain(s->db, s->path, rc, what, s->core.error, sizeof(s->core.error));
+}
+
+/* Runs a statement to its end and resets it. SQLITE_OK, or what went wrong. */
+static int run(struct sqlite_store *s, int which)
+{
+    int rc = sqlite3_step(s->stmt[which]);
+
+    if (rc == SQLITE_ROW)
+        rc = SQLITE_DONE;
+    int rc2 = sqlite3_reset(s->stmt[which]);
+
+    if (rc != SQLITE_DONE)
+        return rc;
+    return rc2;
+}
+
+/* --- opening ------------------------------------------------------------------------ */
+
+/* Makes the file with its mode before SQLite sees it, for the log's files take the same
+ * mode. An existing file is not even opened: closing it would drop this process's SQLite
+ * locks. */
+static void create_file(const char *path)
+{
+    char copy[PATH_MAX];
+    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+
+    if (fd < 0)
+        return; /* it is there, or SQLite's own attempt will tell why not */
+    close(fd);
+    snprintf(copy, sizeof(copy), "%s", path);
+    fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd >= 0) {
+        (void)fsync(fd);
+        close(fd);
+    }
+}
+
+static int wal_grew(void *arg, sqlite3 *db, const char *name, int pages)
+{
+    struct sqlite_store *s = arg;
+
+    (void)db;
+    (void)name;
+    if (pages < s->wal_pages) /* it started over */
+        s->wal_due_pages = WAL_TIDY_PAGES;
+    s->wal_pages = pages;
+    return SQLITE_OK;
+}
+
+static enum dac_err set_up(struct sqlite_store *s, char *why, size_t n)
+{
+    sqlite3_stmt *mode = NULL;
+    enum dac_err e = DAC_OK;
+    int rc = sqlite3_prepare_v2(s->db, "PRAGMA journal_mode = WAL", -1, &mode, NULL);
+
+    if (rc == SQLITE_OK)
+        rc = sqlite3_step(mode);
+    if (rc == SQLITE_ROW) {
+        const char *word = (const char *)sqlite3_column_text(mode, 0);
+
+        if (word == NULL || strcmp(word, "wal") != 0) {
+            snprintf(why, n,
+                     "database \"%s\": its file system has no shared memory for SQLite's "
+                     "write-ahead log: use a local disk",
+                     s->path);
+            e = DAC_E_SYS;
+        }
+        rc = SQLITE_OK;
+    }
+    sqlite3_finalize(mode);
+    if (e != DAC_OK)
+        return e;
+    if (rc == SQLITE_OK)
+        rc = sqlite3_exec(s->db,
+                          "PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; "
+                          "PRAGMA journal_size_limit = " WAL_FILE_MAX_BYTES
+                          "; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -16384",
+                          NULL, NULL, NULL);
+    if (rc != SQLITE_OK)
+        return sqlite_explain(s->db, s->path, rc, "could not open database", why, n);
+    if (sqlite3_db_readonly(s->db, "main") == 1)
+        return sqlite_explain(s->db, s->path, SQLITE_READONLY, "could not write database",
+                              why, n);
+    sqlite3_wal_hook(s->db, wal_grew, s);
+    return DAC_OK;
+}
+
+/* --- migrating ---------------------------------------------------------------------- */
+
+static int migrate_one(struct sqlite_store *s, const struct migration *m)
+{
+    char pragma[96];
+    sqlite3_stmt *note = NULL;
+    int rc = sqlite3_exec(s->db, m->sql, NULL, NULL, NULL);
+
+    if (rc != SQLITE_OK)
+        return rc;
+    rc = sqlite3_prepare_v2(s->db,
+                            "INSERT INTO schema_migrations (version, name, applied_at) "
+                            "VALUES (?1, ?2, ?3)",
+                            -1, &note, NULL);
+    if (rc != SQLITE_OK)
+        return rc;
+    if ((sqlite3_bind_int(note, 1, m->number) | sqlite_bind_str(note, 2, m->name) |
+         sqlite_bind_time(note, 3, clock_wall_us())) != 0) {
+        sqlite3_finalize(note);
+        return SQLITE_NOMEM;
+    }
+    sqlite3_step(note);
+    rc = sqlite3_finalize(note);
+    if (rc != SQLITE_OK)
+        return rc;
+    snprintf(pragma, sizeof(pragma),
+             "PRAGMA application_id = %d; PRAGMA user_version = %d",
+             SQLITE_APPLICATION_ID, m->number);
+    return sqlite3_exec(s->db, pragma, NULL, NULL, NULL);
+}
+
+static enum dac_err migrate_all(struct sqlite_store *s, char *why, size_t n)
+{
+    char what[128];
+    int version = 0;
+    int rc = sqlite_version(s->db, &version);
+
+    if (rc != SQLITE_OK)
+        return sqlite_explain(s->db, s->path, rc, "could not read database", why, n);
+    enum dac_err e =
+        sqlite_version_check(s->path, version, sqlite_version_newest(), why, n);
+
+    for (size_t i = 0; e == DAC_OK && i < store_migrations_sqlite_count; i++) {
+        const struct migration *m = &store_migrations_sqlite[i];
+
+        if (m->number <= version)
+            continue;
+        rc = migrate_one(s, m);
+        if (rc == SQLITE_OK)
+            continue;
+        snprintf(what, sizeof(what), "could not apply migration %03d_%s to database",
+                 m->number, m->name);
+        e = sqlite_explain(s->db, s->path, rc, what, why, n);
+    }
+    return e;
+}
+
+static enum dac_err sqlite_store_migrate(struct store *st, char *why, size_t n)
+{
+    struct sqlite_store *s = self(st);
+    enum dac_err e = DAC_OK;
+    /* Version and migrations under one lock: two programs starting at once take turns. */
+    int rc = sqlite3_exec(s->db, "BEGIN IMMEDIATE", NULL, NULL, NULL);
+
+    if (rc != SQLITE_OK)
+        return sqlite_explain(s->db, s->path, rc, "could not lock database", why, n);
+    e = migrate_all(s, why, n);
+    if (e == DAC_OK) {
+        rc = sqlite3_exec(s->db, "COMMIT", NULL, NULL, NULL);
+        if (rc != SQLITE_OK)
+            e = sqlite_explain(s->db, s->path, rc, "could not migrate database", why, n);
+    }
+    if (!sqlite3_get_autocommit(s->db))
+        (void)sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL);
+    if (e != DAC_OK)
+        return e;
+    if (!s->prepared) {
+        rc = sqlite_prepare_all(s->db, writer_sql, W_N, s->stmt);
+        if (rc != SQLITE_OK)
+            return sqlite_explain(s->db, s->path, rc, "could not use database", why, n);
+        s->prepared = true;
+    }
+    return DAC_OK;
+}
+
+/* --- rows --------------------------------------------------------------------------- */
+
+/* Whether the row of `id` that `which` finds is of `org`; *found: whether there is one.
+ */
+static int same_org(struct sqlite_store *s, int which, const struct id *id,
+                    const char *org, bool *found, bool *same)
+{
+    sqlite3_stmt *q = s->stmt[which];
+
+    *found = *same = false;
+    if (sqlite_bind_id(q, 1, id) != 0)
+        return SQLITE_NOMEM;
+    int rc = sqlite3_step(q);
+
+    if (rc == SQLITE_ROW) {
+        const char *text = (const char *)sqlite3_column_text(q, 0);
+
+        *found = true;
+        *same = text != NULL && strcmp(text, org) == 0;
+        rc = SQLITE_DONE;
+    }
+    sqlite3_reset(q);
+    return rc == SQLITE_DONE ? SQLITE_OK : rc;
+}
+
+/* The row was there before. That is a replay, unless it is another org's. */
+static enum dac_err check_replay(struct sqlite_store *s, int which, const struct id *id,
+                                 const char *org)
+{
+    char text[ID_TEXT_SIZE];
+    bool found, same;
+    int rc = same_org(s, which, id, org, &found, &same);
+
+    if (rc != SQLITE_OK)
+        return fail(s, rc, "could not read database");
+    if (same)
+        return DAC_OK;
+    id_format(id, text);
+    snprintf(s->core.error, sizeof(s->core.error), "%s exists in another org", text);
+    return DAC_E_INVALID;
+}
+
+static enum dac_err sqlite_store_put_thread(struct store *st,
+                                            const struct store_thread *t)
+{
+    struct sqlite_store *s = self(st);
+    sqlite3_stmt *q = s->stmt[W_THREAD];
+    int rc = SQLITE_NOMEM;
+
+    if ((sqlite_bind_id(q, 1, &t->id) | sqlite_bind_str(q, 2, t->org) |
+         sqlite_bind_text(q, 3, &t->title) | sqlite_bind_time(q, 4, t->created_us)) == 0)
+        rc = run(s, W_THREAD);
+    sqlite3_clear_bindings(q);
+    if (rc != SQLITE_OK)
+        return fail(s, rc, "could not store a thread in");
+    if (sqlite3_changes(s->db) == 0)
+        return check_replay(s, W_THREAD_ORG, &t->id, t->org);
+    return DAC_OK;
+}
+
+static int bind_real(sqlite3_stmt *q, int i, double v)
+{
+    return v < 0 ? sqlite3_bind_null(q, i) : sqlite3_bind_double(q, i, v);
+}
+
+static int bind_count(sqlite3_stmt *q, int i, int64_t v)
+{
+    return v < 0 ? sqlite3_bind_null(q, i) : sqlite3_bind_int64(q, i, v);
+}
+
+static int insert_turn(struct sqlite_store *s, const struct store_turn *t)
+{
+    sqlite3_stmt *q = s->stmt[W_TURN];
+    int rc = SQLITE_NOMEM;
+    int bad =
+        sqlite_bind_id(q, 1, &t->id) | sqlite_bind_str(q, 2, t->org) |
+        sqlite_bind_id(q, 3, &t->thread_id) | sqlite_bind_str(q, 4, t->provider) |
+        sqlite_bind_str(q, 5, t->model) | sqlite_bind_str(q, 6, t->status) |
+        sqlite_bind_str(q, 7, t->finish_reason) | sqlite_bind_str(q, 8, t->error_code) |
+        bind_real(q, 9, t->ttft_ms) | bind_real(q, 10, t->latency_ms) |
+        bind_real(q, 11, t->queue_wait_ms) | bind_count(q, 12, t->prompt_tokens) |
+        bind_count(q, 13, t->completion_tokens) |
+        sqlite3_bind_int64(q, 14, t->followers) | sqlite3_bind_int64(q, 15, t->hits) |
+        sqlite3_bind_int(q, 16, t->generation) |
+        sqlite3_bind_blob(q, 17, t->key_digest, sizeof(t->key_digest), SQLITE_STATIC) |
+        sqlite_bind_time(q, 18, t->created_us) | sqlite_bind_time(q, 19, t->finished_us);
+
+    if (bad == 0)
+        rc = run(s, W_TURN);
+    sqlite3_clear_bindings(q);
+    return rc;
+}
+
+static int insert_message(struct sqlite_store *s, const struct store_turn *t, bool answer)
+{
+    static const struct store_text none = {NULL, 0};
+    sqlite3_stmt *q = s->stmt[W_MESSAGE];
+    int rc = SQLITE_NOMEM;
+    int bad =
+        sqlite_bind_id(q, 1, answer ? &t->assistant_message_id : &t->user_message_id) |
+        sqlite_bind_id(q, 2, &t->id) | sqlite_bind_id(q, 3, &t->thread_id) |
+        sqlite_bind_str(q, 4, answer ? "assistant" : "user") |
+        sqlite_bind_text(q, 5, answer ? &t->assistant_content : &t->user_content) |
+        sqlite_bind_text(q, 6, answer ? &t->citations : &none) |
+        sqlite_bind_time(q, 7, answer ? t->finished_us : t->created_us);
+
+    if (bad == 0)
+        rc = run(s, W_MESSAGE);
+    sqlite3_clear_bindings(q);
+    return rc;
+}
+
+/* The turn and its messages, inside the savepoint. *there: it was stored before. */
+static int insert_whole_turn(struct sqlite_store *s, const struct store_turn *t,
+                             bool *there)
+{
+    int rc = insert_turn(s, t);
+
+    *there = rc == SQLITE_OK && sqlite3_changes(s->db) == 0;
+    if (rc != SQLITE_OK || *there) /* a turn stands with its messages or not at all */
+        return rc;
+    rc = insert_message(s, t, false);
+    if (rc == SQLITE_OK && t->assistant_content.s != NULL)
+        rc = insert_message(s, t, true);
+    return rc;
+}
+
+static enum dac_err check_thread(struct sqlite_store *s, const struct store_turn *t)
+{
+    char text[ID_TEXT_SIZE];
+    bool found, same;
+
+    if (id_is_zero(&t->thread_id))
+        return DAC_OK;
+    int rc = same_org(s, W_THREAD_ORG, &t->thread_id, t->org, &found, &same);
+
+    if (rc != SQLITE_OK)
+        return fail(s, rc, "could not read database");
+    if (same)
+        return DAC_OK;
+    id_format(&t->thread_id, text);
+    snprintf(s->core.error, sizeof(s->core.error), "thread %s does not exist in its org",
+             text);
+    return DAC_E_NOT_FOUND;
+}
+
+static enum dac_err sqlite_store_put_turn(struct store *st, const struct store_turn *t)
+{
+    struct sqlite_store *s = self(st);
+    bool there = false;
+    enum dac_err e = check_thread(s, t);
+
+    if (e != DAC_OK)
+        return e;
+    int rc = run(s, W_SAVEPOINT);
+
+    if (rc != SQLITE_OK)
+        return fail(s, rc, "could not write database");
+    rc = insert_whole_turn(s, t, &there);
+    if (rc != SQLITE_OK) {
+        e = fail(s, rc, "could not store a turn in");
+        /* A full disk or no memory may have ended the transaction already. */
+        if (sqlite3_get_autocommit(s->db))
+            return e == DAC_E_INVALID ? DAC_E_SYS : e;
+        if (run(s, W_UNDO) != SQLITE_OK)
+            e = DAC_E_SYS;
+    }
+    if (run(s, W_RELEASE) != SQLITE_OK)
+        e = fail(s, sqlite3_extended_errcode(s->db), "could not write database");
+    return there && e == DAC_OK ? check_replay(s, W_TURN_ORG, &t->id, t->org) : e;
+}
+
+static enum dac_err sqlite_store_put_counts(struct store *st, const struct id *turn,
+                                            int64_t followers, int64_t hits)
+{
+    struct sqlite_store *s = self(st);
+    char text[ID_TEXT_SIZE];
+    sqlite3_stmt *q = s->stmt[W_COUNTS];
+    int rc = SQLITE_NOMEM;
+
+    if ((sqlite_bind_id(q, 1, turn) | sqlite3_bind_int64(q, 2, followers) |
+         sqlite3_bind_int64(q, 3, hits)) == 0)
+        rc = run(s, W_COUNTS);
+    sqlite3_clear_bindings(q);
+    if (rc != SQLITE_OK)
+        return fail(s, rc, "could not store counts in");
+    if (sqlite3_changes(s->db) > 0)
+        return DAC_OK;
+    id_format(turn, text);
+    snprintf(s->core.error, sizeof(s->core.error), "turn %s is not stored", text);
+    return DAC_E_NOT_FOUND;
+}
+
+/* --- batches ------------------------------------------------------------------------ */
+
+static enum dac_err sqlite_store_begin(struct store *st)
+{
+    struct sqlite_store *s = self(st);
+
+    if (!s->prepared) {
+        snprintf(st->error, sizeof(st->error), "database \"%s\" has not been migrated",
+                 s->path);
+        return DAC_E_STATE;
+    }
+    int rc = run(s, W_BEGIN);
+
+    return rc == SQLITE_OK ? DAC_OK : fail(s, rc, "could not lock database");
+}
+
+static void checkpoint(struct sqlite_store *s)
+{
+    int mode = SQLITE_CHECKPOINT_PASSIVE;
+
+    if (s->wal_pages >= WAL_RESTART_PAGES) {
+        mode = SQLITE_CHECKPOINT_RESTART;
+        sqlite3_busy_timeout(s->db, WAL_RESTART_MS);
+    }
+    /* What cannot be moved now, because of a reader, is moved by a later one. */
+    (void)sqlite3_wal_checkpoint_v2(s->db, "main", mode, NULL, NULL);
+    if (mode != SQLITE_CHECKPOINT_PASSIVE)
+        sqlite3_busy_timeout(s->db, SQLITE_LOCK_WAIT_MS);
+    s->wal_due_pages = s->wal_pages + WAL_TIDY_PAGES;
+}
+
+static enum dac_err sqlite_store_commit(struct store *st)
+{
+    struct sqlite_store *s = self(st);
+    int rc = sqlite3_get_autocommit(s->db) ? SQLITE_ABORT : run(s, W_COMMIT);
+
+    if (rc != SQLITE_OK)
+        return fail(s, rc, "could not commit to database");
+    if (s->wal_pages >= s->wal_due_pages + (WAL_OVERDUE_PAGES - WAL_TIDY_PAGES))
+        checkpoint(s);
+    return DAC_OK;
+}
+
+static void sqlite_store_rollback(struct store *st)
+{
+    struct sqlite_store *s = self(st);
+
+    if (!sqlite3_get_autocommit(s->db))
+        (void)run(s, W_ROLLBACK);
+}
+
+static void sqlite_store_tidy(struct store *st)
+{
+    struct sqlite_store *s = self(st);
+
+    if (s->wal_pages >= s->wal_due_pages)
+        checkpoint(s);
+}
+
+static void sqlite_store_close(struct store *st)
+{
+    struct sqlite_store *s = self(st);
+
+    sqlite_finalize_all(s->stmt, W_N);
+    sqlite3_close(s->db);
+    free(s->path);
+    free(s);
+}
+
+static const struct store_ops sqlite_ops = {
+    .kind = "sqlite",
+    .migrate = sqlite_store_migrate,
+    .close = sqlite_store_close,
+    .begin = sqlite_store_begin,
+    .put_thread = sqlite_store_put_thread,
+    .put_turn = sqlite_store_put_turn,
+    .put_counts = sqlite_store_put_counts,
+    .commit = sqlite_store_commit,
+    .rollback = sqlite_store_rollback,
+    .tidy = sqlite_store_tidy,
+};
+
+enum dac_err store_sqlite_open(const char *path, struct store **out, char *why, size_t n)
+{
+    struct sqlite_store *s = calloc(1, sizeof(*s));
+    enum dac_err e = DAC_E_NOMEM;
+
+    snprintf(why, n, "out of memory");
+    if (s == NULL)
+        return e;
+    s->core.magic = STORE_MAGIC;
+    s->core.ops = &sqlite_ops;
+    s->core.pid = getpid();
+    s->wal_due_pages = WAL_TIDY_PAGES;
+    s->path = strdup(path);
+    if (s->path == NULL)
+        goto fail;
+    create_file(path);
+    e = sqlite_connect(path, SQLITE_OPEN_READWRITE, &s->db, why, n);
+    if (e == DAC_OK)
+        e = set_up(s, why, n);
+    if (e != DAC_OK)
+        goto fail;
+    *out = &s->core;
+    return DAC_OK;
+
+fail:
+    sqlite_store_close(&s->core);
+    return e;
+}

@@ -1,0 +1,224 @@
+/*
+ * See store_fixture.h.
+ */
+#include "store_fixture.h"
+
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+char fx_dir[64];
+char fx_db[96];
+
+void fx_setup(void)
+{
+    snprintf(fx_dir, sizeof(fx_dir), "/tmp/dac-store-XXXXXX");
+    ck_assert_ptr_nonnull(mkdtemp(fx_dir));
+    snprintf(fx_db, sizeof(fx_db), "%s/t.db", fx_dir);
+}
+
+void fx_teardown(void)
+{
+    char command[128];
+
+    snprintf(command, sizeof(command), "rm -rf '%s'", fx_dir);
+    ck_assert_int_eq(system(command), 0);
+}
+
+struct store *fx_writer(void)
+{
+    struct store_options opt = {.sqlite = fx_db};
+    struct store *st = NULL;
+    char why[512] = "";
+
+    ck_assert_msg(store_open(&opt, &st, why, sizeof(why)) == DAC_OK, "%s", why);
+    ck_assert_msg(store_migrate(st, why, sizeof(why)) == DAC_OK, "%s", why);
+    return st;
+}
+
+struct store_reader *fx_reader(struct event_base *base)
+{
+    struct store_options opt = {.sqlite = fx_db};
+    struct store_reader *r = NULL;
+    char why[512] = "";
+
+    ck_assert_msg(store_reader_open(base, &opt, &r, why, sizeof(why)) == DAC_OK, "%s",
+                  why);
+    return r;
+}
+
+struct id fx_id(char kind, unsigned n)
+{
+    struct id id = {{0}};
+
+    id.b[0] = (uint8_t)kind;
+    for (int i = 0; i < 4; i++)
+        id.b[12 + i] = (uint8_t)(n >> (24 - 8 * i));
+    return id;
+}
+
+struct store_text fx_text(const char *s)
+{
+    return (struct store_text){s, s != NULL ? strlen(s) : 0};
+}
+
+struct store_thread fx_thread(unsigned n)
+{
+    return (struct store_thread){
+        .id = fx_id('h', n),
+        .org = "acme",
+        .title = fx_text("a title"),
+        .created_us = FX_START_US + n * INT64_C(1000000),
+    };
+}
+
+struct store_turn fx_turn(unsigned n, unsigned thread)
+{
+    struct store_turn t = {
+        .id = fx_id('t', n),
+        .org = "acme",
+        .provider = "mock",
+        .model = "small",
+        .status = "complete",
+        .finish_reason = "stop",
+        .ttft_ms = 10.5,
+        .latency_ms = 20.25,
+        .queue_wait_ms = 0,
+        .prompt_tokens = 3,
+        .completion_tokens = 5,
+        .key_digest = {1, 2, 3},
+        .created_us = FX_START_US + n * INT64_C(1000000),
+        .finished_us = FX_START_US + n * INT64_C(1000000) + 500000,
+        .user_message_id = fx_id('u', n),
+        .user_content = fx_text("question"),
+        .assistant_message_id = fx_id('a', n),
+        .assistant_content = fx_text("answer"),
+    };
+
+    if (thread != 0)
+        t.thread_id = fx_id('h', thread);
+    return t;
+}
+
+void fx_store_thread(struct store *st, unsigned n)
+{
+    struct store_thread t = fx_thread(n);
+
+    ck_assert_int_eq(store_begin(st), DAC_OK);
+    ck_assert_int_eq(store_put_thread(st, &t), DAC_OK);
+    ck_assert_int_eq(store_commit(st), DAC_OK);
+}
+
+void fx_store_turn(struct store *st, const struct store_turn *t)
+{
+    ck_assert_int_eq(store_begin(st), DAC_OK);
+    ck_assert_msg(store_put_turn(st, t) == DAC_OK, "%s", store_error(st));
+    ck_assert_int_eq(store_commit(st), DAC_OK);
+}
+
+static sqlite3 *shell(void)
+{
+    sqlite3 *db;
+
+    ck_assert_int_eq(sqlite3_open(fx_db, &db), SQLITE_OK);
+    sqlite3_busy_timeout(db, 5000);
+    return db;
+}
+
+long long fx_int(const char *sql)
+{
+    sqlite3 *db = shell();
+    sqlite3_stmt *s;
+
+    ck_assert_msg(sqlite3_prepare_v2(db, sql, -1, &s, NULL) == SQLITE_OK, "%s: %s", sql,
+                  sqlite3_errmsg(db));
+    ck_assert_int_eq(sqlite3_step(s), SQLITE_ROW);
+    long long v = sqlite3_column_int64(s, 0);
+
+    sqlite3_finalize(s);
+    sqlite3_close(db);
+    return v;
+}
+
+void fx_exec(const char *sql)
+{
+    sqlite3 *db = shell();
+
+    ck_assert_msg(sqlite3_exec(db, sql, NULL, NULL, NULL) == SQLITE_OK, "%s: %s", sql,
+                  sqlite3_errmsg(db));
+    sqlite3_close(db);
+}
+
+/* --- answers ------------------------------------------------------------------------ */
+
+static void copy(char *out, size_t size, const char *s)
+{
+    snprintf(out, size, "%s", s != NULL ? s : "(null)");
+}
+
+void fx_on_threads(void *arg, enum dac_err e, const struct store_thread *t, size_t n,
+                   bool more)
+{
+    struct fx_answer *a = arg;
+
+    a->calls++;
+    a->e = e;
+    a->n = n;
+    a->more = more;
+    for (size_t i = 0; i < n; i++) {
+        a->ids[i] = t[i].id;
+        a->last_turn = t[i].last_turn_id;
+        ck_assert_str_eq(t[i].org, "acme");
+        copy(a->texts[i], sizeof(a->texts[i]), t[i].title.s);
+    }
+}
+
+void fx_on_thread(void *arg, enum dac_err e, const struct store_thread *t)
+{
+    ck_assert_int_eq(t != NULL, e == DAC_OK);
+    fx_on_threads(arg, e, t, t != NULL ? 1 : 0, false);
+}
+
+void fx_on_messages(void *arg, enum dac_err e, const struct store_message *m, size_t n,
+                    bool more)
+{
+    struct fx_answer *a = arg;
+
+    a->calls++;
+    a->e = e;
+    a->n = n;
+    a->more = more;
+    for (size_t i = 0; i < n; i++) {
+        a->ids[i] = m[i].id;
+        a->roles[i] = m[i].role[0];
+        ck_assert_uint_eq(strlen(m[i].content.s), m[i].content.n);
+        copy(a->texts[i], sizeof(a->texts[i]), m[i].content.s);
+    }
+}
+
+void fx_on_turn(void *arg, enum dac_err e, const struct store_turn *t)
+{
+    struct fx_answer *a = arg;
+
+    a->calls++;
+    a->e = e;
+    a->n = t != NULL;
+    ck_assert_int_eq(t != NULL, e == DAC_OK);
+    if (t == NULL)
+        return;
+    a->turn = *t;
+    copy(a->question, sizeof(a->question), t->user_content.s);
+    copy(a->answer, sizeof(a->answer), t->assistant_content.s);
+    copy(a->citations, sizeof(a->citations), t->citations.s);
+    copy(a->status, sizeof(a->status), t->status);
+    copy(a->finish, sizeof(a->finish), t->finish_reason);
+    copy(a->error, sizeof(a->error), t->error_code);
+}
+
+void fx_wait(struct event_base *base, const struct fx_answer *a)
+{
+    while (a->calls == 0)
+        ck_assert_int_eq(event_base_loop(base, EVLOOP_ONCE), 0);
+    ck_assert_int_eq(a->calls, 1);
+}
