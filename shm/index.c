@@ -3,7 +3,7 @@
  *
  *   1. lock the bucket, look for a usable flight of the key: found -> set the reader bit,
  * done
- *   2. unlock, claim a free flight, fill it in (nobody can see it)
+ *   2. unlock, claim a free flight, fill it in, take its first block (nobody can see it)
  *   3. lock again, look again: found -> join it, give the claim back
  *   4. write `bucket`, put it at the chain's head, set the reader bit, unlock
  *
@@ -216,7 +216,9 @@ enum dac_err index_join(struct shm *shm, const struct join_request *req,
     if (e != DAC_OK)
         return e;
     fill_in(shm, mine.index, req);
-    e = bucket_lock(shm, bucket);
+    e = blocklog_open(shm, mine, &out->writer);
+    if (e == DAC_OK)
+        e = bucket_lock(shm, bucket);
     if (e != DAC_OK) {
         flight_unclaim(shm, mine);
         return e;
@@ -233,7 +235,8 @@ enum dac_err index_join(struct shm *shm, const struct join_request *req,
     chain_insert(shm, bucket, mine.index);
     CRASH_POINT("index_linked");
     bucket_unlock(shm, bucket);
-    *out = (struct join_result){.role = JOIN_LEADER, .ref = mine};
+    out->role = JOIN_LEADER;
+    out->ref = mine;
     return DAC_OK;
 }
 

@@ -9,7 +9,7 @@
 #ifndef DAC_SHM_INDEX_H
 #define DAC_SHM_INDEX_H
 
-#include "shm/flight.h"
+#include "shm/blocklog.h"
 
 #define INDEX_LOCK_NS UINT64_C(20000000)
 
@@ -38,6 +38,7 @@ struct join_request {
 struct join_result {
     enum join_role role;
     struct flight_ref ref;
+    struct blocklog_writer writer; /* of a JOIN_LEADER: open, with room for END */
 };
 
 /* Joins the newest usable flight of the key, or claims and indexes a new one; either way
