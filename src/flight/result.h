@@ -1,6 +1,6 @@
 /*
- * A whole flight read from its log into local memory: for answers that are not streamed and
- * for the recorder. Text of earlier generations is dropped at a RESET.
+ * A whole flight read from its log into local memory: for answers that are not streamed
+ * and for the recorder. Text of earlier generations is dropped at a RESET.
  */
 #ifndef DAC_FLIGHT_RESULT_H
 #define DAC_FLIGHT_RESULT_H
@@ -16,20 +16,21 @@ struct turn_result {
     struct buf text;              /* owned */
     struct buf reasoning;         /* owned */
     struct buf citations;         /* owned: JSON array, empty if none */
-    struct buf tools;             /* owned: JSON array of tool_calls, merged; empty if none */
-    struct record_usage usage;    /* -1: not said */
+    struct buf tools; /* owned: JSON array of tool_calls, merged; empty if none */
+    struct record_usage usage; /* -1: not said */
     uint16_t generation;
     bool ended;
     struct record_end end;
 };
 
-/* Reads everything published. The caller is a reader, the owner, or the recorder before it set
- * `stored`. DAC_E_CORRUPT, DAC_E_NOMEM. `out` is to be freed in any case. */
+/* Reads everything published. The caller is a reader, the owner, or the recorder before
+ * it set `stored`. DAC_E_CORRUPT, DAC_E_NOMEM. `out` is to be freed in any case. */
 enum dac_err turn_result_read(const struct shm *shm, struct flight_ref ref,
                               struct turn_result *out) DAC_CHECK;
 void turn_result_free(struct turn_result *r);
 
-/* A turn's times in milliseconds, negative where there is none, from the flight's stamps. */
+/* A turn's times in milliseconds, negative where there is none, from the flight's stamps.
+ */
 struct turn_timing {
     double ttft_ms;       /* arrival of the leader to the first content */
     double latency_ms;    /* arrival of the leader to the end */

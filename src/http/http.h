@@ -1,19 +1,20 @@
 /*
  * The HTTP server of one worker: connections, requests and responses, on libevent's plain
- * events. Knows nothing of flights or of what is asked; an HTTP/1.1 connection and an HTTP/2
- * stream look the same from here, so that TLS and HTTP/2 fit underneath.
+ * events. Knows nothing of flights or of what is asked; an HTTP/1.1 connection and an
+ * HTTP/2 stream look the same from here, so that TLS and HTTP/2 fit underneath.
  *
  * An exchange is one request and its response. Its life:
  *
- *   READING   head, then body, arrive             (owned by the connection, not seen outside)
- *   HANDLING  the route's handler was called      (the handler owns the answer)
- *   STREAMING http_stream_begin() was called      (the handler sends pieces)
- *   over      http_respond(), http_stream_end() or http_abort() was called, or on_gone() ran
+ *   READING    head, then body, arrive         (the connection's, not seen outside)
+ *   HANDLING   the route's handler was called  (the handler owns the answer)
+ *   STREAMING  http_stream_begin() was called  (the handler sends pieces)
+ *   over       answered, ended or aborted by the handler, or on_gone() ran
  *
- * A handler may answer at once or keep the pointer and answer later. It ends each exchange
- * exactly once; if the client goes away or stalls too long first, on_gone() is called exactly
- * once instead, and after either the pointer must not be used again. Ending an exchange from
- * inside any callback is allowed: objects freed there are parked until the loop turns.
+ * A handler may answer at once or keep the pointer and answer later. It ends each
+ * exchange exactly once; if the client goes away or stalls too long first, on_gone() is
+ * called exactly once instead, and after either the pointer must not be used again.
+ * Ending an exchange from inside any callback is allowed: objects freed there are parked
+ * until the loop turns.
  *
  * All functions: worker process, event loop thread only.
  */
@@ -25,6 +26,7 @@
 #include <stdint.h>
 
 #include "base/bytes.h"
+#include "base/err.h"
 
 struct event_base;
 struct http_server;
@@ -53,14 +55,14 @@ struct http_limits {
 
 /* Counters of this process, plain numbers that only the server writes. */
 struct http_stats {
-    uint64_t connections;    /* open now */
-    uint64_t accepted;       /* ever */
-    uint64_t requests;       /* heads parsed whole */
-    uint64_t responses[6];   /* by status class; [0] unused */
-    uint64_t streams;        /* open now */
-    uint64_t bytes_out;      /* given to the kernel */
-    uint64_t stalled;        /* cut off by client_stall_timeout */
-    uint64_t accept_pauses;  /* times accepting paused (no descriptors, or at the limit) */
+    uint64_t connections;   /* open now */
+    uint64_t accepted;      /* ever */
+    uint64_t requests;      /* heads parsed whole */
+    uint64_t responses[6];  /* by status class; [0] unused */
+    uint64_t streams;       /* open now */
+    uint64_t bytes_out;     /* given to the kernel */
+    uint64_t stalled;       /* cut off by client_stall_timeout */
+    uint64_t accept_pauses; /* times accepting paused (no descriptors, or at the limit) */
 };
 
 typedef void (*http_handler)(struct http_exchange *ex, void *ctx);
@@ -83,24 +85,27 @@ struct http_server_options {
     const char *server_name;       /* of the Server header, e.g. "dac"; NULL: none */
 };
 
-/* A server without listeners. The caller frees it after the last exchange is over, or earlier:
- * then on_gone() runs for each. */
-enum dac_err http_server_new(struct event_base *base, const struct http_server_options *opt,
+/* A server without listeners. The caller frees it after the last exchange is over, or
+ * earlier: then on_gone() runs for each. */
+enum dac_err http_server_new(struct event_base *base,
+                             const struct http_server_options *opt,
                              struct http_server **out) DAC_CHECK;
 void http_server_free(struct http_server *s);
 
-/* Starts or stops accepting on `fd` (non-blocking, listening; borrowed, never closed here).
- * Each is a no-op if that is so already. At EMFILE or ENFILE accepting pauses for 100 ms. */
+/* Starts or stops accepting on `fd` (non-blocking, listening; borrowed, never closed
+ * here). Each is a no-op if that is so already. At EMFILE or ENFILE accepting pauses for
+ * 100 ms. */
 enum dac_err http_server_listen(struct http_server *s, int fd) DAC_CHECK;
 void http_server_unlisten(struct http_server *s, int fd);
 
-/* Draining: stops all accepting, closes idle connections at once, lets running exchanges end
- * and closes each connection behind its current one ("Connection: close" where the head is
- * still to be sent). A connection in the middle of a request head or body is served. */
+/* Draining: stops all accepting, closes idle connections at once, lets running exchanges
+ * end and closes each connection behind its current one ("Connection: close" where the
+ * head is still to be sent). A connection in the middle of a request head or body is
+ * served. */
 void http_server_drain(struct http_server *s);
 /* Open connections, for "is the drain over". */
 size_t http_server_connections(const struct http_server *s);
-/* Changes limits in place, for new waits. */
+/* Changes limits in place. Sizes hold from the next request on, times at once. */
 void http_server_set_limits(struct http_server *s, const struct http_limits *limits);
 const struct http_stats *http_server_stats(const struct http_server *s);
 
@@ -122,12 +127,17 @@ const char *http_body(const struct http_exchange *ex, size_t *len);
 /* CLOCK_MONOTONIC ns at which the request was read whole. */
 uint64_t http_arrived_ns(const struct http_exchange *ex);
 void *http_ctx(const struct http_exchange *ex);
+/* Releases the request's head and body, for an exchange that waits long for its answer.
+ * All strings above become invalid and the accessors say NULL or nothing; the method and
+ * the time stay. http_stream_begin() does the same, but if it is called inside the
+ * handler the strings live until that returns. */
+void http_forget_request(struct http_exchange *ex);
 
 /* --- response ----------------------------------------------------------------------- */
 
 struct http_callbacks {
-    /* The client is gone, or was cut off: the exchange is over. Not called after the handler
-     * ended it. */
+    /* The client is gone, or was cut off: the exchange is over. Not called after the
+     * handler ended it. */
     void (*on_gone)(struct http_exchange *ex, void *user);
     /* Streaming only: all that was unsent has gone out; the next piece may be sent. */
     void (*on_writable)(struct http_exchange *ex, void *user);
@@ -138,22 +148,26 @@ void http_set_callbacks(struct http_exchange *ex, const struct http_callbacks *c
                         void *user);
 void *http_user(const struct http_exchange *ex);
 
-/* Adds a response header; before http_respond() or http_stream_begin(). Name and value are
- * copied; CR, LF or NUL in either is a bug (DAC_ASSERT). Content-Length, Transfer-Encoding,
- * Connection and Date are the server's. */
+/* Adds a response header; before http_respond() or http_stream_begin(). Name and value
+ * are copied; CR, LF or NUL in either is a bug (DAC_ASSERT). Content-Length,
+ * Transfer-Encoding, Connection and Date are the server's. */
 void http_add_header(struct http_exchange *ex, const char *name, const char *value);
 
-/* Answers whole and ends the exchange. `type` NULL: no body (204). HEAD sends the head only. */
-void http_respond(struct http_exchange *ex, int status, const char *type, const void *body,
-                  size_t len);
+/* Answers whole and ends the exchange. `type` NULL: no body (204). HEAD sends the head
+ * only. */
+void http_respond(struct http_exchange *ex, int status, const char *type,
+                  const void *body, size_t len);
 
 /* Starts a streamed response with status 200 or other; chunked in HTTP/1.1, to the
- * connection's end in HTTP/1.0. For HEAD it sends the head and later pieces are dropped. */
+ * connection's end in HTTP/1.0. For HEAD it sends the head, later pieces are dropped. The
+ * head leaves with the first piece, or alone when the loop turns. Releases the request,
+ * see http_forget_request(). */
 void http_stream_begin(struct http_exchange *ex, int status, const char *type);
 bool http_stream_begun(const struct http_exchange *ex);
 
-/* A piece of a stream, encoded once and sent to many: `framed` is the payload with HTTP/1.1
- * chunk framing around it, `payload` points into it. Made with http_piece_begin/_end. */
+/* A piece of a stream, encoded once and sent to many: `framed` is the payload with
+ * HTTP/1.1 chunk framing around it, `payload` points into it. Made with
+ * http_piece_begin/_end. */
 struct http_piece {
     const char *framed;
     size_t framed_len;
@@ -163,21 +177,23 @@ struct http_piece {
 
 /* Leaves room for the chunk head in the empty buffer `b`; then append the payload. */
 enum dac_err http_piece_begin(struct buf *b);
-/* Closes the frame. The piece borrows from `b` until b is changed. An empty payload gives a
- * piece of no bytes. DAC_E_TOO_LARGE or DAC_E_NOMEM if any append to `b` had failed. */
+/* Closes the frame. The piece borrows from `b` until b is changed. An empty payload gives
+ * a piece of no bytes. DAC_E_TOO_LARGE or DAC_E_NOMEM if any append to `b` had failed. */
 enum dac_err http_piece_end(struct buf *b, struct http_piece *out) DAC_CHECK;
 
 /* Whether nothing is unsent, so that http_stream_send() is allowed. */
 bool http_stream_ready(const struct http_exchange *ex);
 
-/* Sends a piece with one send() at once. DAC_OK: all is with the kernel. DAC_E_AGAIN: the rest
- * was copied as the connection's one unsent remainder; on_writable() follows when it is gone,
- * until then nothing may be sent. DAC_E_CLOSED: the peer is gone; on_gone() follows from the
- * loop, never from inside this call. */
+/* Sends a piece with one send() at once. DAC_OK: all is with the kernel. DAC_E_AGAIN: the
+ * rest was copied as the connection's one unsent remainder; on_writable() follows when it
+ * is gone, until then nothing may be sent (DAC_E_STATE). DAC_E_CLOSED: the peer is gone;
+ * on_gone() follows from the loop, never from inside this call. */
 enum dac_err http_stream_send(struct http_exchange *ex, const struct http_piece *piece);
 
 /* Ends the stream well (last chunk); the connection is kept if it can be. */
 void http_stream_end(struct http_exchange *ex);
+/* The same with a last piece in front, in one send(); http_stream_ready() must hold. */
+void http_stream_finish(struct http_exchange *ex, const struct http_piece *piece);
 /* Ends the exchange by closing the connection: what was begun will not look whole. */
 void http_abort(struct http_exchange *ex);
 

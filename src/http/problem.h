@@ -1,10 +1,11 @@
 /*
- * Error answers: RFC 9457 problem+json with an added OpenAI-style `error` object, so that both
- * kinds of clients read the same body.
+ * Error answers: RFC 9457 problem+json with an added OpenAI-style `error` object, so that
+ * both kinds of clients read the same body.
  *
- *   {"type":"about:blank","title":"Bad Request","status":400,"detail":"…","code":"bad_json",
- *    "field":"content","offset":17,
- *    "error":{"message":"…","type":"invalid_request_error","param":"content","code":"bad_json"}}
+ *   {"type":"about:blank","title":"Bad Request","status":400,"detail":"…",
+ *    "code":"bad_json","field":"content","offset":17,
+ *    "error":{"message":"…","type":"invalid_request_error","param":"content",
+ *             "code":"bad_json"}}
  */
 #ifndef DAC_HTTP_PROBLEM_H
 #define DAC_HTTP_PROBLEM_H
