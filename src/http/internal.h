@@ -1,0 +1,229 @@
+/*
+ * The inside of the HTTP server: what server.c, accept.c, conn.c, conn_io.c, exchange.c
+ * and response.c share. One server has many connections; a connection has at most one
+ * current exchange; bytes behind it wait, bounded, until it is over.
+ *
+ *   state     meaning                                     wait list
+ *   IDLE      no byte of a request yet                    KEEPALIVE
+ *   HEAD      inside a request's head                     HEAD
+ *   BODY      head accepted, body arriving                BODY
+ *   EXCHANGE  a handler owns the answer                   NONE; unsent bytes: STALL
+ *   FLUSH     answered, but the kernel has not all of it  STALL
+ *   LINGER    shut for writing; input is discarded        LINGER
+ *   CLOSED    parked until the loop turns                 none
+ *
+ *   IDLE -> HEAD -> BODY -> EXCHANGE -> [FLUSH] -> IDLE | LINGER -> CLOSED; any -> CLOSED
+ *
+ * Each wait list is ordered by the time its members joined it, and all members wait
+ * equally long, so one sweep timer looks at the lists' first members only.
+ *
+ * Freed objects are parked and released by the turn event, which runs with no other frame
+ * of this module on the stack. Worker process, event loop thread only.
+ */
+#ifndef DAC_HTTP_INTERNAL_H
+#define DAC_HTTP_INTERNAL_H
+
+#include <event2/event.h>
+#include <event2/event_struct.h>
+#include <sys/queue.h>
+#include <sys/uio.h>
+
+#include "http/h1_parser.h"
+#include "http/http.h"
+#include "http/router.h"
+
+#define HTTP_READ_SIZE       65536 /* bytes per recv() */
+#define HTTP_REQUESTS_A_TURN 64 /* pipelined requests of one connection before others */
+#define HTTP_LINGER_NS       (2 * NS_PER_S)
+#define HTTP_LINGER_BYTES    (4u << 20)
+#define HTTP_ACCEPT_BATCH    32
+#define HTTP_ACCEPT_PAUSE_NS (100 * NS_PER_MS)
+#define HTTP_HEADERS_OUT_MAX 65536 /* bytes of headers that a handler may add */
+
+enum conn_state {
+    CONN_IDLE,
+    CONN_HEAD,
+    CONN_BODY,
+    CONN_EXCHANGE,
+    CONN_FLUSH,
+    CONN_LINGER,
+    CONN_CLOSED,
+};
+
+enum conn_wait {
+    WAIT_NONE,
+    WAIT_KEEPALIVE,
+    WAIT_HEAD,
+    WAIT_BODY,
+    WAIT_STALL,
+    WAIT_LINGER,
+    WAIT_COUNT,
+};
+
+TAILQ_HEAD(conn_list, conn);
+SLIST_HEAD(exchange_list, http_exchange);
+
+/* Owner: its server. */
+struct conn {
+    TAILQ_ENTRY(conn) link;      /* in server->waits[wait], or in server->parked */
+    TAILQ_ENTRY(conn) turn_link; /* in server->turns while `queued` */
+    struct http_server *server;
+    struct http_exchange *ex; /* owned while current, else NULL */
+    struct event ev_read;
+    struct event ev_write;
+    int fd; /* owned */
+    enum conn_state state;
+    enum conn_wait wait;
+    uint64_t wait_start_ns;
+    struct buf out;     /* the one unsent remainder */
+    size_t out_off;     /* of it, already sent */
+    struct buf pending; /* bytes behind the current request */
+    size_t pending_off; /* of it, already parsed */
+    size_t lingered;    /* bytes discarded */
+    bool queued;        /* has work for the turn event */
+    bool processing;    /* conn_process() is on the stack, and goes on by itself */
+    bool broken;        /* a send failed */
+    bool keep;          /* the current answer lets the connection live */
+    bool client_closes; /* the client asked for the close, so it needs no lingering */
+};
+
+/* What the routing found wrong with a whole head. */
+struct rejection {
+    int status; /* 0: nothing */
+    const char *code;
+    const char *field;
+    const char *detail;
+    unsigned allowed; /* methods, for 405 and OPTIONS */
+};
+
+/* Owner: its connection until it is over, then the server's park. */
+struct http_exchange {
+    uint32_t magic;
+    bool over;
+    bool streaming;
+    bool head_sent; /* the response's head is with the kernel, or in the remainder */
+    bool in_handler;
+    bool must_close;
+    bool client_keeps; /* the connection, as far as the client is concerned */
+    uint8_t minor;
+    enum http_method method;
+    struct conn *conn;
+    SLIST_ENTRY(http_exchange) parked;
+    const struct http_callbacks *cb;
+    void *user;
+    struct h1_request *request; /* owned; NULL once forgotten */
+    char *strings; /* owned: decoded path, segments, query; NULL once forgotten */
+    const char *path;
+    const char *query; /* pairs of NUL-terminated strings */
+    size_t query_len;
+    struct route_match match;
+    struct rejection reject;
+    uint64_t arrived_ns;
+    struct buf
+        headers; /* added by the handler; of a stream also its head until it is sent */
+};
+
+struct listener {
+    SLIST_ENTRY(listener) link;
+    struct http_server *server;
+    struct event ev;
+    int fd; /* borrowed */
+    bool tcp;
+};
+
+struct http_server {
+    struct event_base *base; /* borrowed */
+    struct http_server_options opt;
+    struct http_stats stats;
+    struct conn_list waits[WAIT_COUNT];
+    TAILQ_HEAD(, conn) turns;
+    size_t turn_count;
+    struct conn_list parked;
+    struct exchange_list parked_exchanges;
+    struct event ev_turn;
+    struct event ev_sweep;
+    struct event ev_accept;
+    SLIST_HEAD(, listener) listeners;
+    bool draining;
+    bool accept_paused;
+    uint64_t accept_warned_ns;
+    int64_t date_second;
+    char date[32];
+    char read_buf[HTTP_READ_SIZE];
+};
+
+/* --- accept.c ---------------------------------------------------------------------- */
+
+/* Timer callback that ends a pause. */
+void accept_resume(int fd, short what, void *server);
+void accept_stop_all(struct http_server *s);
+
+/* --- server.c ---------------------------------------------------------------------- */
+
+/* Makes the turn event run when the loop turns. */
+void server_turn(struct http_server *s);
+/* Makes the sweep timer run while anybody waits. */
+void server_sweep(struct http_server *s);
+
+/* --- conn.c ------------------------------------------------------------------------ */
+
+/* Takes `fd` over. Closes it without memory. */
+void conn_new(struct http_server *s, int fd, bool tcp);
+/* Moves to a wait list, at its end: the wait starts now. */
+void conn_set_wait(struct conn *c, enum conn_wait wait);
+/* Hands the connection to the turn event. */
+void conn_queue(struct conn *c);
+/* What the turn event does for it. */
+void conn_turn(struct conn *c);
+/* Its wait took too long. */
+void conn_expired(struct conn *c);
+/* Closes at once; a running exchange ends with on_gone(). */
+void conn_gone(struct conn *c);
+/* Closes; the exchange, if any, must be over. */
+void conn_close(struct conn *c);
+/* Nothing is unsent any more: what comes behind an answer. */
+void conn_flushed(struct conn *c);
+/* Parses and serves as many bytes as may be now; returns how many it took. */
+size_t conn_process(struct conn *c, const char *data, size_t n);
+/* Reads or not, as the state and the pending bytes want it. */
+void conn_update_reading(struct conn *c);
+/* The current exchange is over and its answer handed to conn_send(). */
+void conn_answered(struct conn *c);
+/* Draining: an idle connection reads what is there, and else closes. */
+void conn_drain(struct conn *c);
+void conn_free_parked(struct http_server *s);
+
+/* --- conn_io.c --------------------------------------------------------------------- */
+
+void conn_on_readable(int fd, short what, void *conn);
+void conn_on_writable(int fd, short what, void *conn);
+/* Sends at once; the rest is copied as the remainder (DAC_E_AGAIN). DAC_E_CLOSED: the
+ * peer is gone or memory ran out; the turn event closes. `iov` is changed. */
+enum dac_err conn_send(struct conn *c, struct iovec *iov, int count);
+static inline size_t conn_unsent(const struct conn *c)
+{
+    return c->out.len - c->out_off;
+}
+
+/* --- exchange.c -------------------------------------------------------------------- */
+
+struct http_exchange *exchange_new(struct conn *c);
+/* The head is whole: decodes the target, finds the route, fills `reject`. */
+enum dac_err exchange_route(struct http_exchange *ex) DAC_CHECK;
+/* Answers what `reject` says. */
+void exchange_reject(struct http_exchange *ex);
+/* Answers a parser's fault and closes behind it. */
+void exchange_refuse(struct http_exchange *ex, const struct h1_fault *fault);
+/* Releases request head and body. */
+void exchange_forget(struct http_exchange *ex);
+/* Detaches from the connection and parks. */
+void exchange_over(struct http_exchange *ex);
+void exchange_free(struct http_exchange *ex);
+#define EXCHANGE_MAGIC 0x45584348u
+
+/* --- response.c -------------------------------------------------------------------- */
+
+/* Sends the head of a stream that no piece has taken along yet. */
+void stream_flush_head(struct http_exchange *ex);
+
+#endif
