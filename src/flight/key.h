@@ -1,0 +1,22 @@
+/*
+ * The key of a question: SHA-256 (FIPS 180-4) over length-prefixed fields, so that no two
+ * different sequences of fields give the same bytes.
+ */
+#ifndef DAC_FLIGHT_KEY_H
+#define DAC_FLIGHT_KEY_H
+
+#include "flight/request.h"
+#include "shm/layout.h"
+
+/* The key of `r`: org, scope (the thread, or "chat"), provider, model, all parameters,
+ * the system prompt, `parent` (NULL: none) and the last user message or, for stateless
+ * chat, the canonical messages. Object members count in sorted order, so their order in
+ * the request does not matter. DAC_E_NOMEM. */
+enum dac_err key_of_request(const struct turn_request *r, const char *parent,
+                            uint8_t out[SHM_KEY_SIZE]) DAC_CHECK;
+/* A key that only the turn with this id has: for flights that are never joined. */
+void key_private(const struct id *turn, uint8_t out[SHM_KEY_SIZE]);
+/* The first half of SHA-256 of the org's name. */
+void key_org(const char *org, uint8_t out[16]);
+
+#endif
