@@ -4,6 +4,7 @@
 #include "store/sqlite.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <libgen.h>
 #include <limits.h>
 #include <stdio.h>
@@ -46,6 +47,11 @@ enum dac_err sqlite_map(int rc)
     }
 }
 
+static bool allowed(const char *path, int mode)
+{
+    return faccessat(AT_FDCWD, path, mode, AT_EACCESS) == 0;
+}
+
 /* Why the file cannot be opened, as far as the file system tells; false if it tells
  * nothing. */
 static bool explain_path(const char *path, char *out, size_t n)
@@ -75,18 +81,18 @@ static bool explain_path(const char *path, char *out, size_t n)
         snprintf(out, n, "it is not a regular file");
         return true;
     }
-    if (access(folder, W_OK | X_OK) != 0) {
+    if (!allowed(folder, W_OK | X_OK)) {
         snprintf(out, n,
                  "user %u may not write in its folder \"%s\", where SQLite keeps "
                  "further files: change the folder's owner",
                  (unsigned)geteuid(), folder);
         return true;
     }
-    if (access(path, F_OK) != 0) {
+    if (!allowed(path, F_OK)) {
         snprintf(out, n, "%s", strerror(errno));
         return true;
     }
-    if (access(path, R_OK | W_OK) != 0) {
+    if (!allowed(path, R_OK | W_OK)) {
         snprintf(out, n, "user %u may not read and write it: change its owner or mode",
                  (unsigned)geteuid());
         return true;

@@ -1,0 +1,400 @@
+/*
+ * What the recorder writes: batches, replays, rows that are refused, counts, the views
+ * that people read, and how times are written.
+ */
+#include <check.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "store/sqlite.h"
+#include "store_fixture.h"
+
+static struct store *st;
+
+static void setup(void)
+{
+    fx_setup();
+    st = fx_writer();
+    fx_store_thread(st, 1);
+}
+
+static void teardown(void)
+{
+    store_close(st);
+    fx_teardown();
+}
+
+START_TEST(files_are_for_their_owner_alone)
+{
+    static const char *const suffix[] = {"", "-wal", "-shm"};
+
+    for (size_t i = 0; i < DAC_ARRAY_LEN(suffix); i++) {
+        char path[128];
+        struct stat sb;
+
+        snprintf(path, sizeof(path), "%s%s", fx_db, suffix[i]);
+        ck_assert_int_eq(stat(path, &sb), 0);
+        ck_assert_int_eq(sb.st_mode & 0777, 0600);
+    }
+    ck_assert_str_eq(store_kind(st), "sqlite");
+    ck_assert_int_eq(fx_int("PRAGMA application_id"), SQLITE_APPLICATION_ID);
+    ck_assert_int_eq(fx_int("PRAGMA user_version"), sqlite_version_newest());
+    ck_assert_int_eq(
+        fx_int("SELECT max(version) FROM schema_migrations WHERE name <> '' AND "
+               "julianday(applied_at) > 0"),
+        sqlite_version_newest());
+}
+END_TEST
+
+/* --- replays ------------------------------------------------------------------------ */
+
+START_TEST(a_replay_converges)
+{
+    struct store_turn t = fx_turn(1, 1);
+    struct store_thread h = fx_thread(1);
+
+    for (int i = 0; i < 3; i++) {
+        ck_assert_int_eq(store_begin(st), DAC_OK);
+        ck_assert_int_eq(store_put_thread(st, &h), DAC_OK);
+        ck_assert_int_eq(store_put_turn(st, &t), DAC_OK);
+        ck_assert_int_eq(store_put_turn(st, &t), DAC_OK);
+        ck_assert_int_eq(store_put_counts(st, &t.id, 49, 2), DAC_OK);
+        ck_assert_int_eq(store_commit(st), DAC_OK);
+        t.assistant_content = fx_text("another answer"); /* the first one stands */
+        h.title = fx_text("another title");
+    }
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), 1);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM messages"), 2);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM threads WHERE title = 'a title'"), 1);
+    ck_assert_int_eq(
+        fx_int("SELECT count(*) FROM turn_audit WHERE question = 'question' AND "
+               "answer = 'answer' AND followers = 49 AND hits = 2"),
+        1);
+}
+END_TEST
+
+START_TEST(an_id_of_another_org_is_refused)
+{
+    struct store_turn t = fx_turn(1, 0);
+    struct store_thread h = fx_thread(1);
+
+    fx_store_turn(st, &t);
+    t.org = h.org = "other";
+    ck_assert_int_eq(store_begin(st), DAC_OK);
+    ck_assert_int_eq(store_put_turn(st, &t), DAC_E_INVALID);
+    ck_assert_int_eq(store_put_thread(st, &h), DAC_E_INVALID);
+    ck_assert_int_eq(store_commit(st), DAC_OK);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns WHERE org = 'acme'"), 1);
+}
+END_TEST
+
+START_TEST(a_rolled_back_batch_is_gone)
+{
+    struct store_turn t = fx_turn(1, 1);
+
+    ck_assert_int_eq(store_begin(st), DAC_OK);
+    ck_assert_int_eq(store_put_turn(st, &t), DAC_OK);
+    store_rollback(st);
+    store_rollback(st);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), 0);
+    fx_store_turn(st, &t);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), 1);
+}
+END_TEST
+
+/* --- refused rows ------------------------------------------------------------------- */
+
+#define TEXT(bytes) ((struct store_text){bytes, sizeof(bytes) - 1})
+
+static void no_id(struct store_turn *t)
+{
+    memset(&t->id, 0, sizeof(t->id));
+}
+static void no_message_id(struct store_turn *t)
+{
+    memset(&t->assistant_message_id, 0, sizeof(t->assistant_message_id));
+}
+static void no_question(struct store_turn *t)
+{
+    t->user_content.s = NULL;
+}
+static void nul_in_question(struct store_turn *t)
+{
+    t->user_content = TEXT("a\0b");
+}
+static void lone_surrogate(struct store_turn *t)
+{
+    t->assistant_content = TEXT("a\xed\xa0\x80");
+}
+static void broken_citations(struct store_turn *t)
+{
+    t->citations = fx_text("[\"a\"");
+}
+static void running(struct store_turn *t)
+{
+    t->status = "running";
+}
+static void no_org(struct store_turn *t)
+{
+    t->org = "";
+}
+static void bad_model(struct store_turn *t)
+{
+    t->model = "\xff";
+}
+static void not_a_number(struct store_turn *t)
+{
+    t->latency_ms = NAN;
+}
+static void far_future(struct store_turn *t)
+{
+    t->finished_us = INT64_MAX;
+}
+static void before_1970(struct store_turn *t)
+{
+    t->created_us = -1;
+}
+/* Only the database notices this one, after the turn itself was written. */
+static void taken_message_id(struct store_turn *t)
+{
+    t->assistant_message_id = fx_id('a', 1);
+}
+static void same_message_ids(struct store_turn *t)
+{
+    t->assistant_message_id = t->user_message_id;
+}
+static void no_such_thread(struct store_turn *t)
+{
+    t->thread_id = fx_id('h', 9);
+}
+static void thread_of_another_org(struct store_turn *t)
+{
+    t->org = "other";
+}
+
+static const struct {
+    const char *name;
+    void (*spoil)(struct store_turn *t);
+    enum dac_err e;
+} refusals[] = {
+    {"no id", no_id, DAC_E_INVALID},
+    {"no message id", no_message_id, DAC_E_INVALID},
+    {"no question", no_question, DAC_E_INVALID},
+    {"NUL in the question", nul_in_question, DAC_E_INVALID},
+    {"lone surrogate", lone_surrogate, DAC_E_INVALID},
+    {"broken citations", broken_citations, DAC_E_INVALID},
+    {"status running", running, DAC_E_INVALID},
+    {"no org", no_org, DAC_E_INVALID},
+    {"model not UTF-8", bad_model, DAC_E_INVALID},
+    {"NaN", not_a_number, DAC_E_INVALID},
+    {"far future", far_future, DAC_E_INVALID},
+    {"before 1970", before_1970, DAC_E_INVALID},
+    {"taken message id", taken_message_id, DAC_E_INVALID},
+    {"same message ids", same_message_ids, DAC_E_INVALID},
+    {"no such thread", no_such_thread, DAC_E_NOT_FOUND},
+    {"thread of another org", thread_of_another_org, DAC_E_NOT_FOUND},
+};
+
+START_TEST(a_refused_turn_leaves_the_others_of_its_batch)
+{
+    struct store_turn before = fx_turn(1, 1);
+    struct store_turn bad = fx_turn(2, 1);
+    struct store_turn after = fx_turn(3, 1);
+
+    bad.user_content = fx_text("a secret");
+    refusals[_i].spoil(&bad);
+    ck_assert_int_eq(store_begin(st), DAC_OK);
+    ck_assert_int_eq(store_put_turn(st, &before), DAC_OK);
+    ck_assert_msg(store_put_turn(st, &bad) == refusals[_i].e, "%s: %s", refusals[_i].name,
+                  store_error(st));
+    ck_assert_str_ne(store_error(st), "");
+    ck_assert_ptr_null(strstr(store_error(st), "secret"));
+    ck_assert_int_eq(store_put_turn(st, &after), DAC_OK);
+    ck_assert_int_eq(store_commit(st), DAC_OK);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), 2);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM messages"), 4);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM messages m LEFT JOIN turns t ON t.id = "
+                            "m.turn_id WHERE t.id IS NULL"),
+                     0);
+}
+END_TEST
+
+START_TEST(a_thread_is_refused_for_its_data)
+{
+    struct store_thread t = fx_thread(2);
+
+    ck_assert_int_eq(store_begin(st), DAC_OK);
+    t.title = TEXT("a\xc3");
+    ck_assert_int_eq(store_put_thread(st, &t), DAC_E_INVALID);
+    t.title.s = NULL;
+    t.org = "";
+    ck_assert_int_eq(store_put_thread(st, &t), DAC_E_INVALID);
+    t.org = "acme";
+    t.created_us = INT64_MIN;
+    ck_assert_int_eq(store_put_thread(st, &t), DAC_E_INVALID);
+    t.created_us = FX_START_US;
+    ck_assert_int_eq(store_put_thread(st, &t), DAC_OK);
+    ck_assert_int_eq(store_commit(st), DAC_OK);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM threads WHERE title IS NULL"), 1);
+}
+END_TEST
+
+START_TEST(counts_need_a_stored_turn)
+{
+    struct store_turn t = fx_turn(1, 1);
+    struct id other = fx_id('t', 2);
+
+    ck_assert_int_eq(store_begin(st), DAC_OK);
+    ck_assert_int_eq(store_put_turn(st, &t), DAC_OK);
+    ck_assert_int_eq(store_put_counts(st, &other, 1, 1), DAC_E_NOT_FOUND);
+    ck_assert_int_eq(store_put_counts(st, &t.id, 7, 8), DAC_OK);
+    ck_assert_int_eq(store_commit(st), DAC_OK);
+    ck_assert_int_eq(fx_int("SELECT followers * 10 + hits FROM turns"), 78);
+}
+END_TEST
+
+START_TEST(a_turn_of_a_thread_deleted_meanwhile_is_kept)
+{
+    struct store_turn t = fx_turn(1, 1);
+
+    fx_exec("UPDATE threads SET deleted_at = created_at");
+    fx_store_turn(st, &t);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), 1);
+}
+END_TEST
+
+/* --- views -------------------------------------------------------------------------- */
+
+/* 120 turns whose figures are their numbers; the last 100 are 21 to 120, with 10 failed
+ * (no first token), 5 incomplete and 5 cancelled. */
+START_TEST(the_view_of_the_last_hundred_counts_right)
+{
+    static const struct {
+        const char *column;
+        double want;
+    } table[] = {
+        {"turns", 100},          {"leaders", 100},        {"followers", 200},
+        {"hits", 100},           {"error_rate", 0.15},    {"latency_p50_ms", 70},
+        {"latency_p95_ms", 115}, {"latency_p99_ms", 119}, {"latency_max_ms", 120},
+        {"ttft_p50_ms", 7.5},    {"ttft_p95_ms", 11.6},   {"ttft_p99_ms", 12},
+        {"ttft_max_ms", 12},
+    };
+    char sql[160];
+
+    ck_assert_int_eq(store_begin(st), DAC_OK);
+    for (unsigned n = 1; n <= 120; n++) {
+        struct store_turn t = fx_turn(n, n % 2);
+
+        t.latency_ms = n;
+        t.ttft_ms = n / 10.0;
+        t.followers = 2;
+        t.hits = 1;
+        if (n <= 30) {
+            t.status = "failed";
+            t.ttft_ms = -1;
+            t.assistant_content.s = NULL;
+        } else if (n <= 35) {
+            t.status = "incomplete";
+        } else if (n <= 40) {
+            t.status = "cancelled";
+        }
+        ck_assert_int_eq(store_put_turn(st, &t), DAC_OK);
+    }
+    ck_assert_int_eq(store_commit(st), DAC_OK);
+    for (size_t i = 0; i < DAC_ARRAY_LEN(table); i++) {
+        snprintf(sql, sizeof(sql), "SELECT abs(%s - %.4f) < 1e-9 FROM slo_last_100",
+                 table[i].column, table[i].want);
+        ck_assert_msg(fx_int(sql) == 1, "%s", table[i].column);
+    }
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turn_audit"), 120);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turn_audit WHERE answer IS NULL AND "
+                            "ttft_ms IS NULL AND status = 'failed'"),
+                     30);
+}
+END_TEST
+
+START_TEST(the_views_stand_on_an_empty_database)
+{
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM slo_last_100"), 1);
+    ck_assert_int_eq(
+        fx_int("SELECT turns = 0 AND error_rate = 0 AND hits = 0 AND ttft_p50_ms IS NULL "
+               "FROM slo_last_100"),
+        1);
+}
+END_TEST
+
+/* --- times -------------------------------------------------------------------------- */
+
+START_TEST(times_are_text_that_sorts)
+{
+    static const struct {
+        int64_t us;
+        const char *text;
+    } table[] = {
+        {0, "1970-01-01 00:00:00.000000"},
+        {951782399999999, "2000-02-28 23:59:59.999999"},
+        {951782400000000, "2000-02-29 00:00:00.000000"},
+        {951868800000001, "2000-03-01 00:00:00.000001"},
+        {4107542399000000, "2100-02-28 23:59:59.000000"},
+        {4107542400000000, "2100-03-01 00:00:00.000000"},
+        {1767225600123456, "2026-01-01 00:00:00.123456"},
+        {253402300799999999, "9999-12-31 23:59:59.999999"},
+    };
+    static const char *const bad[] = {
+        "",
+        "2026-01-01 00:00:00",
+        "2026-01-01T00:00:00.000000",
+        "2026-13-01 00:00:00.000000",
+        "2026-00-01 00:00:00.000000",
+        "2026-01-32 00:00:00.000000",
+        "2026-01-01 24:00:00.000000",
+        "2026-01-01 00:60:00.000000",
+        "2026-01-01 00:00:00.00000x",
+        "2026-01-01 00:00:00.0000000",
+    };
+    char text[SQLITE_TIME_LEN + 1];
+    int64_t us;
+
+    for (size_t i = 0; i < DAC_ARRAY_LEN(table); i++) {
+        sqlite_time_format(table[i].us, text);
+        ck_assert_str_eq(text, table[i].text);
+        ck_assert(sqlite_time_parse(text, strlen(text), &us));
+        ck_assert_int_eq(us, table[i].us);
+    }
+    for (size_t i = 0; i < DAC_ARRAY_LEN(bad); i++)
+        ck_assert_msg(!sqlite_time_parse(bad[i], strlen(bad[i]), &us), "%s", bad[i]);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("store_writer");
+    TCase *tc = tcase_create("writer");
+
+    tcase_add_checked_fixture(tc, setup, teardown);
+    tcase_set_timeout(tc, 60);
+    tcase_add_test(tc, files_are_for_their_owner_alone);
+    tcase_add_test(tc, a_replay_converges);
+    tcase_add_test(tc, an_id_of_another_org_is_refused);
+    tcase_add_test(tc, a_rolled_back_batch_is_gone);
+    tcase_add_loop_test(tc, a_refused_turn_leaves_the_others_of_its_batch, 0,
+                        (int)DAC_ARRAY_LEN(refusals));
+    tcase_add_test(tc, a_thread_is_refused_for_its_data);
+    tcase_add_test(tc, counts_need_a_stored_turn);
+    tcase_add_test(tc, a_turn_of_a_thread_deleted_meanwhile_is_kept);
+    tcase_add_test(tc, the_view_of_the_last_hundred_counts_right);
+    tcase_add_test(tc, the_views_stand_on_an_empty_database);
+    tcase_add_test(tc, times_are_text_that_sorts);
+    suite_add_tcase(s, tc);
+    SRunner *sr = srunner_create(s);
+
+    srunner_run_all(sr, CK_NORMAL);
+    int failed = srunner_ntests_failed(sr);
+
+    srunner_free(sr);
+    return failed == 0 ? 0 : 1;
+}
