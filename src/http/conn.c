@@ -63,6 +63,12 @@ void conn_queue(struct conn *c)
     server_turn(s);
 }
 
+void conn_mark_broken(struct conn *c)
+{
+    c->broken = true;
+    conn_queue(c);
+}
+
 void conn_close(struct conn *c)
 {
     struct http_server *s = c->server;
@@ -123,8 +129,8 @@ void conn_update_reading(struct conn *c)
 
     if (c->state == CONN_FLUSH || (parsing && rest))
         event_del(&c->ev_read);
-    else
-        event_add(&c->ev_read, NULL);
+    else if (event_add(&c->ev_read, NULL) != 0)
+        conn_mark_broken(c);
     if (parsing && rest)
         conn_queue(c);
 }

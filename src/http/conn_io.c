@@ -83,12 +83,6 @@ static enum dac_err keep_rest(struct conn *c, const struct iovec *iov, int count
     return DAC_OK;
 }
 
-static void mark_broken(struct conn *c)
-{
-    c->broken = true;
-    conn_queue(c);
-}
-
 enum dac_err conn_send(struct conn *c, struct iovec *iov, int count)
 {
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)count};
@@ -107,7 +101,7 @@ enum dac_err conn_send(struct conn *c, struct iovec *iov, int count)
             sent = sendmsg(c->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
         while (sent < 0 && errno == EINTR);
         if (sent < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
-            mark_broken(c);
+            conn_mark_broken(c);
             return DAC_E_CLOSED;
         }
         if (sent < 0)
@@ -118,7 +112,7 @@ enum dac_err conn_send(struct conn *c, struct iovec *iov, int count)
     }
     if (keep_rest(c, iov, count, (size_t)sent, total) != DAC_OK ||
         (was_empty && event_add(&c->ev_write, NULL) != 0)) {
-        mark_broken(c);
+        conn_mark_broken(c);
         return DAC_E_CLOSED;
     }
     if (was_empty && c->state >= CONN_EXCHANGE)

@@ -134,7 +134,8 @@ static void admit(struct http_exchange *ex)
     else if (route->json_body && (ex->method & sends) && !r->has_length && !r->chunked)
         reject(ex, true, 411, "length_required", "Content-Length",
                "a body needs Content-Length or chunked coding");
-    else if (route->json_body && !is_json(h1_header(r, "Content-Type")))
+    else if (route->json_body && (ex->method & sends) &&
+             !is_json(h1_header(r, "Content-Type")))
         reject(ex, false, 415, "unsupported_type", "Content-Type",
                "the body must be application/json");
 }

@@ -173,6 +173,8 @@ void conn_new(struct http_server *s, int fd, bool tcp);
 void conn_set_wait(struct conn *c, enum conn_wait wait);
 /* Hands the connection to the turn event. */
 void conn_queue(struct conn *c);
+/* A system call failed: the turn event closes it, not the caller. */
+void conn_mark_broken(struct conn *c);
 /* What the turn event does for it. */
 void conn_turn(struct conn *c);
 /* Its wait took too long. */

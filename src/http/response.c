@@ -172,7 +172,7 @@ void stream_flush_head(struct http_exchange *ex)
 bool http_stream_ready(const struct http_exchange *ex)
 {
     DAC_ASSERT(ex && ex->magic == EXCHANGE_MAGIC && !ex->over);
-    return ex->streaming && conn_unsent(ex->conn) == 0;
+    return ex->streaming && (!ex->head_sent || conn_unsent(ex->conn) == 0);
 }
 
 /* The slice of a piece that this client gets. */
@@ -188,7 +188,7 @@ static struct iovec piece_bytes(const struct http_exchange *ex,
 
 enum dac_err http_stream_send(struct http_exchange *ex, const struct http_piece *piece)
 {
-    if (!live(ex)->streaming || (conn_unsent(ex->conn) > 0 && !ex->conn->broken))
+    if (!http_stream_ready(live(ex)) && !ex->conn->broken)
         return DAC_E_STATE;
     struct iovec iov = piece_bytes(ex, piece);
     return stream_send(ex, &iov, 1);
