@@ -1,0 +1,46 @@
+/*
+ * The listening sockets: opened by the master before the first fork, inherited by every
+ * worker, closed by nobody while the service runs.
+ *
+ * A TCP address has one SO_REUSEPORT socket per worker ordinal, so that the kernel
+ * spreads clients; each worker accepts on its own, and on those of workers that do not. A
+ * unix socket is one, shared by all.
+ */
+#ifndef DAC_PROCESS_LISTEN_H
+#define DAC_PROCESS_LISTEN_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "config/config.h"
+#include "shm/layout.h"
+
+struct listener {
+    const char *text;         /* borrowed from the configuration: "127.0.0.1:8000" */
+    bool shared;              /* one socket for all ordinals: fds[0] */
+    int fds[SHM_WORKERS_MAX]; /* by ordinal; -1: closed */
+    char path[108];           /* of a unix socket, to be removed at the end; else "" */
+    dev_t dev;                /* what the path was when it was made */
+    ino_t ino;
+};
+
+struct listeners {
+    struct listener items[CONFIG_LISTEN_MAX];
+    size_t count;
+    uint32_t ordinals;
+};
+
+/* Opens all addresses for `cfg->workers` ordinals. With `wait_ns` an address in use is
+ * tried again for so long (a killed master's workers are about to close theirs). On
+ * failure nothing is open and `why` (of `n` bytes) names the address and what to do.
+ * Master. */
+enum dac_err listeners_open(const struct config *cfg, uint64_t wait_ns,
+                            struct listeners *out, char *why, size_t n) DAC_CHECK;
+/* The first of the addresses that somebody listens on, or NULL. Master. */
+const char *listeners_in_use(const struct config *cfg);
+/* Closes this process's descriptors. Idempotent; any process. */
+void listeners_close(struct listeners *l);
+/* Removes the unix sockets' names, if they are still these, and closes. Master. */
+void listeners_remove(struct listeners *l);
+
+#endif

@@ -1,0 +1,16 @@
+/*
+ * The master: owns the instance. It makes the segment and the sockets, starts children,
+ * starts them again, and stops the service in order. It serves no client and takes no
+ * shared lock.
+ */
+#ifndef DAC_PROCESS_MASTER_H
+#define DAC_PROCESS_MASTER_H
+
+#include "config/config.h"
+
+/* Runs the service in the foreground until it is stopped; returns the program's exit
+ * code: 0 stopped as asked, 1 it could not start, 2 a child said that it cannot go on.
+ * `cfg` is borrowed. */
+int master_run(const struct config *cfg) DAC_CHECK;
+
+#endif

@@ -1,0 +1,285 @@
+/*
+ * The recorder's loop. It wakes when a flight ended or was orphaned, on the master's
+ * kick, and every 250 ms, when it looks at all flights, dirty or not; a new recorder
+ * begins with that.
+ *
+ *   wake or beat -> look at flights -> end orphans, list what is to be stored -> store a
+ * batch
+ *                -> the loop turns -> store what came meanwhile ...
+ *
+ * Ends last. On SIGTERM it goes on until no other process uses the segment; then it
+ * stores what is left and the final numbers, for at most done_timeout. If the master
+ * died, nobody sweeps any more: once all others are gone it does that itself, alone as it
+ * is.
+ */
+#include "process/recorder.h"
+
+#include <errno.h>
+#include <event2/event.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "process/recorder_state.h"
+#include "shm/slot.h"
+#include "shm/wake.h"
+
+#define HEIR_WAIT_NS        (15 * NS_PER_S) /* beyond drain_timeout, for dying workers */
+#define RECYCLE_INTERVAL_NS (10 * NS_PER_MS)
+
+/* --- looking --------------------------------------------------------------------------
+ */
+
+void recorder_look(struct recorder *r, uint32_t flight)
+{
+    const struct shm_flight *f = flight_at(r->shm, flight);
+    struct flight_word w = flight_load(r->shm, flight);
+    bool mine = flight_state_running(w.state) && w.owner == r->shm->self;
+
+    if (w.state == FLIGHT_ORPHANED || mine) {
+        if (!recorder_end_orphan(r, flight, w))
+            return;
+        w = flight_load(r->shm, flight);
+    }
+    if (!flight_state_ended(w.state) || r->notes[flight].pending ||
+        atomic_load_explicit(&f->stored, memory_order_acquire) != STORED_NO)
+        return;
+    r->notes[flight].pending = true;
+    r->pending[r->pending_count++] = flight;
+}
+
+static void look_at_dirty(void *arg, uint32_t flight)
+{
+    struct recorder *r = arg;
+
+    if (flight < r->shm->hdr->flight_count)
+        recorder_look(r, flight);
+}
+
+static void look_at_all(struct recorder *r)
+{
+    r->kicks = atomic_load(&r->shm->hdr->kicks);
+    for (uint32_t i = 0; i < r->shm->hdr->flight_count; i++)
+        recorder_look(r, i);
+}
+
+/* --- the end --------------------------------------------------------------------------
+ */
+
+/* Whether another process still uses the segment. */
+static bool others_live(const struct recorder *r)
+{
+    bool orphaned = child_orphaned(r->ctx);
+
+    for (uint32_t i = 0; i < SHM_SLOTS; i++) {
+        const struct shm_slot *slot = &r->shm->slots[i];
+        pid_t pid = (pid_t)atomic_load(&slot->pid);
+
+        if (i == r->shm->self || slot_state(r->shm, i) == SLOT_FREE)
+            continue;
+        /* Without a master nobody frees slots, so the processes themselves are asked. */
+        if (!orphaned || (pid > 0 && (kill(pid, 0) == 0 || errno == EPERM)))
+            return true;
+    }
+    return false;
+}
+
+/* The master is dead and so are all workers: does the master's sweep in its place. */
+static void sweep_as_heir(struct recorder *r)
+{
+    for (uint32_t i = 0; i < SHM_SLOTS; i++) {
+        if (i != r->shm->self && slot_state(r->shm, i) != SLOT_FREE)
+            slot_sweep(r->shm, i);
+    }
+}
+
+static void step_to_end(struct recorder *r, uint64_t now_ns)
+{
+    const struct config *cfg = r->ctx->config;
+    uint64_t patience = cfg->drain_timeout_ns + cfg->done_timeout_ns + HEIR_WAIT_NS;
+    bool orphaned = child_orphaned(r->ctx);
+
+    if (r->stopping_ns == 0 && orphaned)
+        r->stopping_ns = now_ns;
+    if (r->stopping_ns == 0)
+        return;
+    if (r->finishing_ns == 0) {
+        if (others_live(r) && !(orphaned && now_ns - r->stopping_ns > patience))
+            return;
+        r->finishing_ns = now_ns;
+        if (orphaned && !others_live(r))
+            sweep_as_heir(r);
+        look_at_all(r);
+        recorder_collect_counts(r);
+    }
+    if (r->pending_count == 0 && r->count_count == 0) {
+        r->over = true;
+    } else if (now_ns - r->finishing_ns > cfg->done_timeout_ns) {
+        log_error(0, "%zu flights could not be stored before the end: %s",
+                  r->pending_count, store_error(r->store));
+        r->over = true;
+    }
+    if (r->over)
+        event_base_loopbreak(r->base);
+}
+
+/* --- events ---------------------------------------------------------------------------
+ */
+
+static void arm_again(struct recorder *r, uint64_t delay_ns)
+{
+    struct timeval tv = {.tv_sec = (time_t)(delay_ns / NS_PER_S),
+                         .tv_usec = (suseconds_t)(delay_ns % NS_PER_S / NS_PER_US)};
+
+    event_add(r->again, &tv);
+}
+
+static void work(struct recorder *r)
+{
+    const struct shm_header *hdr = r->shm->hdr;
+    bool more = recorder_store(r, clock_now_ns());
+    uint64_t now = clock_now_ns();
+    bool half_full = atomic_load(&hdr->flights_used) > hdr->flight_count / 2 ||
+                     atomic_load(&hdr->blocks_used) > hdr->block_count / 2;
+
+    if (atomic_load(&hdr->pressure) ||
+        (half_full && now - r->recycled_ns > RECYCLE_INTERVAL_NS))
+        recorder_recycle(r, now);
+    if (more)
+        arm_again(r, 0);
+    else if (r->retry_at_ns > now)
+        arm_again(r, r->retry_at_ns - now);
+    step_to_end(r, now);
+}
+
+static void on_wake(evutil_socket_t fd, short what, void *arg)
+{
+    struct recorder *r = arg;
+
+    (void)fd, (void)what;
+    wake_begin(r->shm);
+    wake_take(r->shm, look_at_dirty, r);
+    wake_take_pacers(r->shm);
+    if (atomic_load(&r->shm->hdr->kicks) != r->kicks)
+        look_at_all(r);
+    work(r);
+}
+
+static void on_beat(evutil_socket_t fd, short what, void *arg)
+{
+    struct recorder *r = arg;
+    uint64_t now = clock_now_ns();
+
+    (void)fd, (void)what;
+    slot_beat(r->shm, now);
+    look_at_all(r);
+    recorder_recycle(r, now);
+    work(r);
+}
+
+static void on_again(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd, (void)what;
+    work(arg);
+}
+
+static void on_stop(void *arg)
+{
+    struct recorder *r = arg;
+    uint64_t now = clock_now_ns();
+
+    if (r->stopping_ns == 0)
+        r->stopping_ns = now;
+    step_to_end(r, now);
+}
+
+/* --- life -----------------------------------------------------------------------------
+ */
+
+static bool make_events(struct recorder *r)
+{
+    const struct timeval beat = {.tv_usec = (suseconds_t)(BEAT_NS / NS_PER_US)};
+
+    r->base = event_base_new();
+    if (!r->base)
+        return false;
+    r->wake = event_new(r->base, r->shm->eventfd[r->shm->self], EV_READ | EV_PERSIST,
+                        on_wake, r);
+    r->beat = event_new(r->base, -1, EV_PERSIST, on_beat, r);
+    r->again = event_new(r->base, -1, 0, on_again, r);
+    return r->wake && r->beat && r->again && event_add(r->wake, NULL) == 0 &&
+           event_add(r->beat, &beat) == 0 &&
+           child_stop_init(&r->stop, r->base, on_stop, r) == DAC_OK;
+}
+
+static bool make_tables(struct recorder *r)
+{
+    uint32_t n = r->shm->hdr->flight_count;
+
+    r->notes = calloc(n, sizeof(*r->notes));
+    r->pending = calloc(n, sizeof(*r->pending));
+    r->counts = calloc(COUNTS_MAX, sizeof(*r->counts));
+    r->candidates = recorder_recycle_table(n);
+    return r->notes && r->pending && r->counts && r->candidates;
+}
+
+/* Opens the store and brings it up to date; until then workers have no store to read. */
+static int open_store(struct recorder *r)
+{
+    const struct store_options opt = {.sqlite = r->ctx->config->sqlite};
+    char why[512] = "";
+
+    if (store_open(&opt, &r->store, why, sizeof(why)) != DAC_OK)
+        return child_fail(r->ctx, "%s", why);
+    slot_beat(r->shm, clock_now_ns());
+    if (store_migrate(r->store, why, sizeof(why)) != DAC_OK)
+        return child_fail(r->ctx, "%s", why);
+    return EXIT_OK;
+}
+
+static void recorder_free(struct recorder *r)
+{
+    child_stop_free(&r->stop);
+    if (r->wake)
+        event_free(r->wake);
+    if (r->beat)
+        event_free(r->beat);
+    if (r->again)
+        event_free(r->again);
+    if (r->base)
+        event_base_free(r->base);
+    if (r->store)
+        store_close(r->store);
+    free(r->notes);
+    free(r->pending);
+    free(r->counts);
+    free(r->candidates);
+}
+
+int recorder_run(const struct child_context *ctx)
+{
+    struct recorder r = {.ctx = ctx, .shm = ctx->shm, .stop = {.fd = -1}};
+    int rc;
+
+    listeners_close(ctx->listeners); /* it accepts nobody, and must not hold a port */
+    rc = open_store(&r);
+    if (rc != EXIT_OK)
+        goto out;
+    if (!make_tables(&r) || !make_events(&r)) {
+        rc = child_fail(ctx, "could not set up the recorder: %s", strerror(errno));
+        goto out;
+    }
+    look_at_all(&r);
+    child_ready(ctx);
+    arm_again(&r, 0);
+    if (event_base_dispatch(r.base) != 0 || !r.over)
+        rc = child_fail(ctx, "the recorder's event loop failed: %s", strerror(errno));
+    else if (r.pending_count > 0)
+        rc = EXIT_START;
+out:
+    recorder_free(&r);
+    return rc;
+}

@@ -1,0 +1,107 @@
+/*
+ * Ends flights whose fetcher died:
+ *
+ *   END is in the log            only the state is moved on: what was ended well stays so
+ *   a question, no END           END {incomplete, fetcher_died}: stored with what had
+ * come no question, or a thread     END {failed, fetcher_died}: there is nothing to store
+ *
+ * Adopting comes first, by one compare-and-swap; if this recorder dies between two steps,
+ * the flight is orphaned again and the next recorder begins anew. Recorder only.
+ */
+#include <stdio.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "process/recorder_state.h"
+#include "shm/blocklog.h"
+#include "shm/crash.h"
+#include "shm/wake.h"
+
+struct log_view {
+    bool has_request;
+    bool has_end;
+    struct record_end end;
+};
+
+/* Reads which records there are. A log that breaks a rule counts up to there. */
+static struct log_view view_log(const struct recorder *r, struct flight_ref ref)
+{
+    struct log_view view = {0};
+    struct blocklog_cursor c;
+    struct blocklog_record rec;
+
+    blocklog_rewind(&c, ref);
+    while (blocklog_peek(r->shm, &c, &rec) == DAC_OK) {
+        if (rec.type == RECORD_REQUEST)
+            view.has_request = true;
+        if (rec.type == RECORD_END && rec.len == sizeof(view.end)) {
+            blocklog_copy(r->shm, &c, &rec, &view.end, sizeof(view.end));
+            view.has_end = true;
+        }
+        blocklog_next(r->shm, &c, &rec);
+    }
+    return view;
+}
+
+static enum dac_err append_end(struct recorder *r, struct flight_ref ref,
+                               const struct log_view *view, struct record_end *end)
+{
+    struct blocklog_writer w;
+    enum dac_err e = blocklog_open(r->shm, ref, &w);
+
+    if (e != DAC_OK)
+        return e;
+    *end =
+        (struct record_end){.status = view->has_request ? TURN_INCOMPLETE : TURN_FAILED,
+                            .http_status = view->has_request ? 502 : 503,
+                            .retryable = 1};
+    snprintf(end->code, sizeof(end->code), "fetcher_died");
+    snprintf(end->message, sizeof(end->message),
+             "the process that fetched this answer died");
+    return blocklog_append(r->shm, &w, RECORD_END, end, sizeof(*end));
+}
+
+static enum flight_state state_of(const struct record_end *end)
+{
+    switch (end->status) {
+    case TURN_COMPLETE:
+        return FLIGHT_DONE;
+    case TURN_CANCELLED:
+        return FLIGHT_CANCELLED;
+    default:
+        return FLIGHT_FAILED;
+    }
+}
+
+bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word w)
+{
+    struct flight_ref ref = {.index = flight, .incarnation = w.incarnation};
+    struct shm_flight *f = flight_at(r->shm, flight);
+    struct log_view view;
+    struct record_end end;
+
+    if (w.state == FLIGHT_ORPHANED &&
+        flight_adopt(r->shm, ref, FLIGHT_FETCHING) != DAC_OK)
+        return false;
+    CRASH_POINT("recorder_adopted");
+    view = view_log(r, ref);
+    end = view.end;
+    if (!view.has_end) {
+        enum dac_err e = append_end(r, ref, &view, &end);
+        if (e == DAC_E_CORRUPT)
+            log_error(0, "flight %u: its log is damaged; it stays until the next start",
+                      flight);
+        if (e != DAC_OK)
+            return false; /* no block is free: the next tick tries again */
+    }
+    CRASH_POINT("recorder_end_written");
+    if (atomic_load(&f->ended_ns) == 0)
+        atomic_store(&f->ended_ns, clock_now_ns());
+    if (flight_advance(r->shm, ref, state_of(&end)) != DAC_OK)
+        return false;
+    wake_readers(r->shm, flight);
+    log_info(0, "flight %u lost its fetcher and was ended as %s", flight,
+             turn_status_name(end.status <= TURN_FAILED ? (enum turn_status)end.status
+                                                        : TURN_FAILED));
+    return true;
+}

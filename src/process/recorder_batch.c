@@ -1,0 +1,305 @@
+/*
+ * Stores ended flights. All that waits when a commit returned is the next batch, up to
+ * BATCH_MAX flights or BATCH_BYTES of logs: nothing waits in order to be batched.
+ *
+ *   begin -> put each (threads first, then by age) -> final numbers -> commit
+ *         -> per flight: sample, `stored` (release), wake its readers
+ *
+ * The order of the last line is a promise: whoever reads `stored` finds the sample, and
+ * what it says is durable. A row that the store refuses for its data fails alone;
+ * anything else rolls the batch back, and it is tried again after a growing delay.
+ * Recorder only.
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "flight/result.h"
+#include "process/recorder_state.h"
+#include "shm/crash.h"
+#include "shm/sample.h"
+#include "shm/slot.h"
+#include "shm/wake.h"
+
+#define BATCH_MAX      256
+#define BATCH_BYTES    (UINT64_C(16) << 20)
+#define BACKOFF_MIN_NS (100 * NS_PER_MS)
+#define BACKOFF_MAX_NS (2 * NS_PER_S)
+
+/* What became of one flight in a batch. */
+struct outcome {
+    uint32_t flight;
+    enum flight_stored stored;
+    enum turn_status status; /* TURN_RUNNING: it is no turn, there is nothing to count */
+    uint64_t followers;
+    uint64_t hits;
+};
+
+/* --- choosing -------------------------------------------------------------------------
+ */
+
+static int by_kind_and_age(const void *a, const void *b, void *arg)
+{
+    const struct shm *shm = arg;
+    const struct shm_flight *x = flight_at(shm, *(const uint32_t *)a);
+    const struct shm_flight *y = flight_at(shm, *(const uint32_t *)b);
+    bool thread_x = atomic_load(&x->kind) == FLIGHT_THREAD;
+    bool thread_y = atomic_load(&y->kind) == FLIGHT_THREAD;
+    uint64_t seq_x = atomic_load(&x->claim_seq);
+    uint64_t seq_y = atomic_load(&y->claim_seq);
+
+    if (thread_x != thread_y)
+        return thread_x ? -1 : 1;
+    return (seq_x > seq_y) - (seq_x < seq_y);
+}
+
+/* How many of the pending flights make the next batch; they are the first ones then. */
+static size_t choose(struct recorder *r)
+{
+    uint64_t bytes = 0;
+    size_t n;
+
+    qsort_r(r->pending, r->pending_count, sizeof(*r->pending), by_kind_and_age, r->shm);
+    for (n = 0; n < r->pending_count && n < BATCH_MAX; n++) {
+        bytes += atomic_load(&flight_at(r->shm, r->pending[n])->tail);
+        if (n > 0 && bytes > BATCH_BYTES)
+            break;
+    }
+    return n;
+}
+
+/* --- one flight -----------------------------------------------------------------------
+ */
+
+static const char *text_or_null(const char *s)
+{
+    return s[0] ? s : NULL;
+}
+
+static struct store_text buf_text(const struct buf *b)
+{
+    return (struct store_text){.s = b->len > 0 ? b->data : NULL, .n = b->len};
+}
+
+static enum turn_status status_of(const struct turn_result *res)
+{
+    if (!res->ended || res->end.status < TURN_COMPLETE || res->end.status > TURN_FAILED)
+        return TURN_INCOMPLETE;
+    return (enum turn_status)res->end.status;
+}
+
+static enum dac_err put_turn(struct recorder *r, const struct turn_result *res,
+                             struct outcome *o)
+{
+    const struct shm_flight *f = flight_at(r->shm, o->flight);
+    const struct turn_timing t = turn_timing(r->shm, o->flight);
+    int64_t ended_ago_us =
+        (int64_t)((clock_now_ns() - atomic_load(&f->ended_ns)) / NS_PER_US);
+    struct store_turn turn = {
+        .org = res->request.org,
+        .thread_id = res->request.thread_id,
+        .provider = res->request.provider,
+        .model = res->request.model,
+        .status = turn_status_name(o->status),
+        .finish_reason = text_or_null(res->end.finish_reason),
+        .error_code = text_or_null(res->end.code),
+        .ttft_ms = t.ttft_ms,
+        .latency_ms = t.latency_ms,
+        .queue_wait_ms = t.queue_wait_ms,
+        .prompt_tokens = res->usage.prompt_tokens,
+        .completion_tokens = res->usage.completion_tokens,
+        .followers = (int64_t)o->followers,
+        .hits = (int64_t)o->hits,
+        .generation = res->generation,
+        .created_us = f->created_us,
+        .finished_us = clock_wall_us() - ended_ago_us,
+        .user_message_id = res->request.user_message_id,
+        .user_content = {.s = res->request.content.data ? res->request.content.data : "",
+                         .n = res->request.content.len},
+        .assistant_message_id = res->request.assistant_message_id,
+        .assistant_content = buf_text(&res->text),
+        .citations = buf_text(&res->citations),
+    };
+
+    memcpy(turn.id.b, f->turn_id, sizeof(turn.id.b));
+    memcpy(turn.key_digest, f->key, sizeof(turn.key_digest));
+    if (o->status == TURN_COMPLETE && !turn.assistant_content.s)
+        turn.assistant_content.s = ""; /* an answer of no text is one nevertheless */
+    return store_put_turn(r->store, &turn);
+}
+
+static enum dac_err put_thread(struct recorder *r, const struct thread_request *t)
+{
+    const struct store_thread thread = {.id = t->thread_id,
+                                        .org = t->org,
+                                        .title = {.s = t->title.data, .n = t->title.len},
+                                        .created_us = t->created_us};
+
+    return store_put_thread(r->store, &thread);
+}
+
+/* Puts one flight into the open batch. DAC_OK: `o` says what it is now. Other: the batch
+ * is lost. */
+static enum dac_err put_flight(struct recorder *r, uint32_t flight, struct outcome *o)
+{
+    struct shm_flight *f = flight_at(r->shm, flight);
+    struct flight_ref ref = {.index = flight,
+                             .incarnation = flight_load(r->shm, flight).incarnation};
+    bool thread = atomic_load(&f->kind) == FLIGHT_THREAD;
+    struct turn_result res;
+    enum dac_err e = turn_result_read(r->shm, ref, &res);
+
+    *o = (struct outcome){.flight = flight,
+                          .stored = STORED_FAILED,
+                          .followers = atomic_load(&f->followers),
+                          .hits = atomic_load(&f->hits)};
+    if (e == DAC_OK && thread && res.has_thread && res.ended &&
+        res.end.status == TURN_COMPLETE) {
+        e = put_thread(r, &res.thread);
+        o->stored = STORED_SQLITE;
+    } else if (e == DAC_OK && !thread && res.has_request) {
+        o->status = status_of(&res);
+        e = put_turn(r, &res, o);
+        o->stored = STORED_SQLITE;
+    }
+    turn_result_free(&res);
+    if (e == DAC_E_INVALID || e == DAC_E_NOT_FOUND || e == DAC_E_TOO_LARGE ||
+        e == DAC_E_CORRUPT) {
+        log_error(0, "flight %" PRIu32 " is not stored: %s", flight,
+                  e == DAC_E_CORRUPT ? "its log is damaged" : store_error(r->store));
+        o->stored = STORED_FAILED;
+        e = DAC_OK;
+    }
+    return e;
+}
+
+/* --- a batch --------------------------------------------------------------------------
+ */
+
+static uint32_t to_us(double ms)
+{
+    if (ms < 0)
+        return 0;
+    return ms * 1000 > UINT32_MAX - 1 ? UINT32_MAX - 1 : (uint32_t)(ms * 1000);
+}
+
+static void take_sample(struct recorder *r, const struct outcome *o)
+{
+    struct shm_flight *f = flight_at(r->shm, o->flight);
+    const struct turn_timing t = turn_timing(r->shm, o->flight);
+    const struct sample s = {.finished_us = clock_wall_us(),
+                             .ttft_us = t.ttft_ms < 0 ? UINT32_MAX : to_us(t.ttft_ms),
+                             .latency_us = to_us(t.latency_ms),
+                             .queue_us = to_us(t.queue_wait_ms),
+                             .status = o->status,
+                             .followers = (uint32_t)o->followers,
+                             .hits = (uint32_t)o->hits};
+
+    if (atomic_load(&f->sample) == 0) /* else a recorder before this one took it */
+        atomic_store(&f->sample, sample_add(r->shm, &s));
+}
+
+static void count_turn(struct recorder *r, const struct outcome *o)
+{
+    static const enum shm_counter counters[] = {[TURN_COMPLETE] = SHM_C_turns_complete,
+                                                [TURN_CANCELLED] = SHM_C_turns_cancelled,
+                                                [TURN_INCOMPLETE] =
+                                                    SHM_C_turns_incomplete,
+                                                [TURN_FAILED] = SHM_C_turns_failed};
+
+    shm_count(r->shm,
+              o->stored == STORED_FAILED ? SHM_C_turns_unstored : counters[o->status], 1);
+}
+
+/* After the commit: tells the world. */
+static void publish(struct recorder *r, const struct outcome *o)
+{
+    struct shm_flight *f = flight_at(r->shm, o->flight);
+    struct flight_note *note = &r->notes[o->flight];
+
+    if (o->status != TURN_RUNNING) {
+        take_sample(r, o);
+        count_turn(r, o);
+    }
+    *note =
+        (struct flight_note){.incarnation = flight_load(r->shm, o->flight).incarnation,
+                             .counted = true,
+                             .followers = o->followers,
+                             .hits = o->hits};
+    CRASH_POINT("recorder_before_stored");
+    atomic_store_explicit(&f->stored, o->stored, memory_order_release);
+    wake_readers(r->shm, o->flight);
+}
+
+static void batch_lost(struct recorder *r, uint64_t now_ns, const char *step)
+{
+    if (!r->failing)
+        log_error(0, "could not store %zu flights (%s): %s; trying again until it works",
+                  r->pending_count, step, store_error(r->store));
+    store_rollback(r->store);
+    r->failing = true;
+    r->backoff_ns = r->backoff_ns == 0 ? BACKOFF_MIN_NS : r->backoff_ns * 2;
+    if (r->backoff_ns > BACKOFF_MAX_NS)
+        r->backoff_ns = BACKOFF_MAX_NS;
+    r->retry_at_ns = now_ns + r->backoff_ns;
+}
+
+static enum dac_err put_counts(struct recorder *r)
+{
+    for (size_t i = 0; i < r->count_count; i++) {
+        const struct count_update *c = &r->counts[i];
+        enum dac_err e =
+            store_put_counts(r->store, &c->turn, (int64_t)c->followers, (int64_t)c->hits);
+        if (e != DAC_OK && e != DAC_E_NOT_FOUND && e != DAC_E_INVALID)
+            return e;
+    }
+    return DAC_OK;
+}
+
+static const char *write_batch(struct recorder *r, size_t n, struct outcome *outcomes)
+{
+    if (store_begin(r->store) != DAC_OK)
+        return "begin";
+    for (size_t i = 0; i < n; i++) {
+        if (put_flight(r, r->pending[i], &outcomes[i]) != DAC_OK)
+            return "write";
+    }
+    if (put_counts(r) != DAC_OK)
+        return "write";
+    slot_beat(r->shm, clock_now_ns());
+    CRASH_POINT("recorder_before_commit");
+    if (store_commit(r->store) != DAC_OK)
+        return "commit";
+    CRASH_POINT("recorder_after_commit");
+    return NULL;
+}
+
+bool recorder_store(struct recorder *r, uint64_t now_ns)
+{
+    static struct outcome outcomes[BATCH_MAX];
+    const char *failed_step;
+    size_t n;
+
+    if (now_ns < r->retry_at_ns || (r->pending_count == 0 && r->count_count == 0))
+        return false;
+    n = choose(r);
+    failed_step = write_batch(r, n, outcomes);
+    if (failed_step) {
+        batch_lost(r, now_ns, failed_step);
+        return false;
+    }
+    if (r->failing)
+        log_info(0, "the store works again");
+    r->failing = false;
+    r->backoff_ns = 0;
+    r->retry_at_ns = 0;
+    r->count_count = 0;
+    shm_count(r->shm, SHM_C_store_commits, 1);
+    memmove(r->pending, r->pending + n, (r->pending_count - n) * sizeof(*r->pending));
+    r->pending_count -= n;
+    for (size_t i = 0; i < n; i++)
+        publish(r, &outcomes[i]);
+    return r->pending_count > 0;
+}

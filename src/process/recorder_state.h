@@ -1,0 +1,80 @@
+/*
+ * The parts of the recorder and what they share. Internal to the recorder's files; its
+ * process only.
+ */
+#ifndef DAC_PROCESS_RECORDER_STATE_H
+#define DAC_PROCESS_RECORDER_STATE_H
+
+#include "process/child.h"
+#include "shm/flight.h"
+#include "store/store.h"
+
+#define COUNTS_MAX 8192
+
+/* What this recorder knows of one flight's present use. Forgotten when it dies: then
+ * numbers are written once more, which changes nothing. */
+struct flight_note {
+    bool pending;         /* in recorder.pending */
+    bool counted;         /* the two numbers below are in the store */
+    uint32_t incarnation; /* of the use that `counted` speaks of */
+    uint64_t followers;
+    uint64_t hits;
+};
+
+/* Final numbers of a turn that left memory. */
+struct count_update {
+    struct id turn;
+    uint64_t followers;
+    uint64_t hits;
+};
+
+struct recycle_candidate; /* recorder_recycle.c's own */
+
+struct recorder {
+    const struct child_context *ctx;
+    struct shm *shm;
+    struct store *store;
+    struct event_base *base;
+    struct event *wake;  /* the slot's eventfd */
+    struct event *beat;  /* every BEAT_NS */
+    struct event *again; /* one shot: store more, or try once more */
+    struct child_stop stop;
+
+    struct flight_note *notes; /* owned, one per flight */
+    uint32_t *pending;         /* owned: flights to store, each once; room for all */
+    size_t pending_count;
+    struct count_update *counts; /* owned, at most COUNTS_MAX */
+    size_t count_count;
+    struct recycle_candidate *candidates; /* owned, room for all flights */
+
+    uint32_t kicks;        /* as last seen in the header */
+    bool failing;          /* the last batch was lost; said so in the log */
+    uint64_t backoff_ns;   /* before the next try */
+    uint64_t retry_at_ns;  /* 0: at once */
+    uint64_t recycled_ns;  /* when recycling last ran */
+    uint64_t stopping_ns;  /* since when the service stops, 0: it runs */
+    uint64_t finishing_ns; /* since when all others are gone, 0: not yet */
+    bool over;             /* all done */
+};
+
+/* recorder.c: looks at one flight: whether it is to be ended or stored. */
+void recorder_look(struct recorder *r, uint32_t flight);
+
+/* recorder_adopt.c: ends an ORPHANED flight, or one of this recorder's that it could not
+ * end before. Whether the flight has ended now. */
+bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word w);
+
+/* recorder_batch.c: stores one batch of what waits, if it is time. Whether it is to be
+ * called again at once. */
+bool recorder_store(struct recorder *r, uint64_t now_ns);
+
+/* recorder_recycle.c: frees flights: those whose time is over, and under pressure the
+ * oldest that may go. */
+void recorder_recycle(struct recorder *r, uint64_t now_ns);
+/* Room for `n` candidates, owned by the caller; NULL without memory. */
+struct recycle_candidate *recorder_recycle_table(uint32_t n);
+/* Notes the present numbers of all stored flights for the next batch, where they have
+ * changed. At the end of the service. */
+void recorder_collect_counts(struct recorder *r);
+
+#endif

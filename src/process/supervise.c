@@ -1,0 +1,323 @@
+/*
+ * Forks, reaps and restarts the children. A child's slot is taken before fork, so that
+ * the kernel's and the segment's view never disagree, and swept after waitpid().
+ *
+ * Master only.
+ */
+#include "process/supervise.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "process/recorder.h"
+#include "process/watchdog.h"
+#include "process/worker.h"
+#include "shm/slot.h"
+#include "shm/wake.h"
+
+#define DEATHS_WINDOW_NS (10 * NS_PER_S)
+#define BACKOFF_MIN_NS   (100 * NS_PER_MS)
+#define BACKOFF_MAX_NS   (5 * NS_PER_S)
+#define FORK_RETRY_NS    NS_PER_S
+#define RECOUNT_TICKS    4
+
+enum dac_err supervise_init(struct supervisor *s, uint32_t workers,
+                            uint64_t watchdog_timeout_ns)
+{
+    int fds[2];
+
+    if (pipe2(fds, O_CLOEXEC | O_NONBLOCK) != 0)
+        return DAC_E_SYS;
+    s->report_read = fds[0];
+    s->report_write = fds[1];
+    s->worker_count = workers;
+    s->starting = true;
+    s->silence_max = (uint32_t)((watchdog_timeout_ns + BEAT_NS - 1) / BEAT_NS);
+    s->recorder = (struct child){.kind = SLOT_RECORDER, .slot = SHM_NO_SLOT};
+    for (uint32_t i = 0; i < workers; i++)
+        s->workers[i] =
+            (struct child){.kind = SLOT_WORKER, .ordinal = i, .slot = SHM_NO_SLOT};
+    return DAC_OK;
+}
+
+void supervise_free(struct supervisor *s)
+{
+    close(s->report_read);
+    close(s->report_write);
+}
+
+/* All children: number 0 is the recorder, then the workers. NULL behind the last one. */
+static struct child *child_at(struct supervisor *s, uint32_t n)
+{
+    if (n == 0)
+        return &s->recorder;
+    return n <= s->worker_count ? &s->workers[n - 1] : NULL;
+}
+
+static const char *child_name(const struct child *c, char buf[32])
+{
+    if (c->kind == SLOT_RECORDER)
+        return "recorder";
+    snprintf(buf, 32, "worker %" PRIu32, c->ordinal);
+    return buf;
+}
+
+/* --- starting -------------------------------------------------------------------------
+ */
+
+_Noreturn static void run_child(struct supervisor *s, const struct child *c, pid_t master)
+{
+    struct child_context ctx = {.shm = s->shm,
+                                .config = s->config,
+                                .listeners = s->listeners,
+                                .privileges = s->privileges,
+                                .master_pid = master,
+                                .report_fd = s->report_write,
+                                .kind = c->kind,
+                                .slot = c->slot,
+                                .ordinal = c->ordinal,
+                                .starting = s->starting};
+    int rc = child_enter(&ctx);
+
+    close(s->report_read);
+    if (rc == EXIT_OK)
+        rc = c->kind == SLOT_WORKER ? worker_run(&ctx) : recorder_run(&ctx);
+    exit(rc);
+}
+
+static void start_child(struct supervisor *s, struct child *c, uint64_t now_ns)
+{
+    char name[32];
+    pid_t master = getpid();
+    enum dac_err e = slot_take(s->shm, c->kind, c->ordinal, &c->slot);
+
+    if (e != DAC_OK) {
+        log_error(0, "could not start %s: slots: %s", child_name(c, name),
+                  dac_err_text(e));
+        c->start_at_ns = now_ns + FORK_RETRY_NS;
+        return;
+    }
+    c->ready = false;
+    c->heartbeat = 0;
+    c->silent_ticks = 0;
+    c->pid = fork();
+    if (c->pid == 0)
+        run_child(s, c, master);
+    if (c->pid < 0) {
+        log_error(errno, "could not start %s: fork", child_name(c, name));
+        c->pid = 0;
+        slot_sweep(s->shm, c->slot);
+        c->start_at_ns = now_ns + FORK_RETRY_NS;
+        return;
+    }
+    log_debug(0, "started %s as pid %d", child_name(c, name), (int)c->pid);
+}
+
+void supervise_want(struct supervisor *s, enum slot_kind kind, bool wanted)
+{
+    struct child *c;
+
+    for (uint32_t i = 0; (c = child_at(s, i)); i++) {
+        if (c->kind == kind)
+            c->wanted = wanted;
+    }
+}
+
+void supervise_start(struct supervisor *s, uint64_t now_ns)
+{
+    struct child *c;
+
+    for (uint32_t i = 0; (c = child_at(s, i)); i++) {
+        if (c->wanted && c->pid == 0 && c->start_at_ns <= now_ns)
+            start_child(s, c, now_ns);
+    }
+}
+
+uint64_t supervise_next_start(const struct supervisor *s)
+{
+    uint64_t next = UINT64_MAX;
+    const struct child *c;
+
+    for (uint32_t i = 0; (c = child_at((struct supervisor *)s, i)); i++) {
+        if (c->wanted && c->pid == 0 && c->start_at_ns < next)
+            next = c->start_at_ns;
+    }
+    return next;
+}
+
+/* --- reports --------------------------------------------------------------------------
+ */
+
+static struct child *child_in_slot(struct supervisor *s, uint32_t slot)
+{
+    struct child *c;
+
+    for (uint32_t i = 0; (c = child_at(s, i)); i++) {
+        if (c->pid != 0 && c->slot == slot)
+            return c;
+    }
+    return NULL;
+}
+
+void supervise_read_reports(struct supervisor *s)
+{
+    struct child_report r;
+    struct child *c;
+    char name[32];
+
+    while (read(s->report_read, &r, sizeof(r)) == (ssize_t)sizeof(r)) {
+        r.text[sizeof(r.text) - 1] = '\0';
+        c = child_in_slot(s, r.slot);
+        if (!c)
+            continue;
+        if (!r.fatal)
+            c->ready = true;
+        else if (!s->fatal[0])
+            snprintf(s->fatal, sizeof(s->fatal), "%s: %s", child_name(c, name), r.text);
+    }
+}
+
+/* --- reaping --------------------------------------------------------------------------
+ */
+
+uint64_t supervise_plan_restart(struct child *c, uint64_t now_ns)
+{
+    uint64_t oldest;
+
+    memmove(c->deaths_ns + 1, c->deaths_ns, sizeof(c->deaths_ns[0]) * (DEATHS_KEPT - 1));
+    c->deaths_ns[0] = now_ns;
+    oldest = c->deaths_ns[DEATHS_KEPT - 1];
+    /* The delays are not to count as time lived, or a growing delay would end itself. */
+    if (oldest == 0 ||
+        now_ns - oldest > DEATHS_WINDOW_NS + (DEATHS_KEPT - 1) * c->backoff_ns)
+        c->backoff_ns = 0;
+    else if (c->backoff_ns == 0)
+        c->backoff_ns = BACKOFF_MIN_NS;
+    else if (c->backoff_ns < BACKOFF_MAX_NS)
+        c->backoff_ns =
+            c->backoff_ns * 2 > BACKOFF_MAX_NS ? BACKOFF_MAX_NS : c->backoff_ns * 2;
+    return now_ns + c->backoff_ns;
+}
+
+static void describe_end(int status, char *out, size_t n)
+{
+    if (WIFSIGNALED(status))
+        snprintf(out, n, "was ended by signal %d (%s)%s", WTERMSIG(status),
+                 strsignal(WTERMSIG(status)), WCOREDUMP(status) ? ", core dumped" : "");
+    else
+        snprintf(out, n, "exited with code %d", WEXITSTATUS(status));
+}
+
+static void log_death(const struct supervisor *s, const struct child *c, int status,
+                      const struct slot_sweep *swept, uint64_t delay_ns)
+{
+    char name[32], end[96], next[64] = "";
+
+    describe_end(status, end, sizeof(end));
+    if (!c->wanted && WIFEXITED(status) && WEXITSTATUS(status) == EXIT_OK) {
+        log_debug(0, "%s (pid %d) is done", child_name(c, name), (int)c->pid);
+        return;
+    }
+    if (c->wanted && !s->fatal[0]) {
+        snprintf(next, sizeof(next), "; starting another now");
+        if (delay_ns > 0)
+            snprintf(next, sizeof(next), "; starting another in %.1f s",
+                     (double)delay_ns / (double)NS_PER_S);
+    }
+    log_warn(0,
+             "%s (pid %d) %s; it owned %" PRIu32 " flights and %" PRIu32
+             " permits, read %" PRIu32 " flights%s%s",
+             child_name(c, name), (int)c->pid, end, swept->orphaned + swept->freed,
+             swept->permits, swept->reader_of,
+             swept->held_lock ? ", was at a bucket's lock" : "", next);
+}
+
+static void bury(struct supervisor *s, struct child *c, int status, uint64_t now_ns)
+{
+    struct slot_sweep swept;
+    bool fatal = WIFEXITED(status) && WEXITSTATUS(status) == EXIT_FATAL;
+    char name[32];
+
+    if (fatal && !s->fatal[0])
+        snprintf(s->fatal, sizeof(s->fatal), "%s gave up", child_name(c, name));
+    swept = slot_sweep(s->shm, c->slot);
+    wake_kick(s->shm);
+    c->start_at_ns = supervise_plan_restart(c, now_ns);
+    if (c->wanted)
+        atomic_fetch_add(&s->shm->hdr->restarts, 1);
+    log_death(s, c, status, &swept, c->start_at_ns - now_ns);
+    /* A service that was never ready and whose children keep dying has nothing to wait
+     * for. */
+    if (s->starting && c->wanted && c->backoff_ns > 0 && !s->fatal[0])
+        snprintf(s->fatal, sizeof(s->fatal), "%s died %d times while the service started",
+                 child_name(c, name), DEATHS_KEPT);
+    c->ended_well = WIFEXITED(status) && WEXITSTATUS(status) == EXIT_OK;
+    c->pid = 0;
+    c->slot = SHM_NO_SLOT;
+    c->ready = false;
+}
+
+void supervise_reap(struct supervisor *s, uint64_t now_ns)
+{
+    struct child *c;
+    uint32_t i;
+    pid_t pid;
+    int status;
+
+    supervise_read_reports(s); /* last words first */
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        for (i = 0; (c = child_at(s, i)) && c->pid != pid; i++)
+            ;
+        if (c)
+            bury(s, c, status, now_ns);
+    }
+}
+
+/* --- the rest -------------------------------------------------------------------------
+ */
+
+void supervise_tick(struct supervisor *s)
+{
+    watchdog_tick(s);
+    if (++s->ticks % RECOUNT_TICKS == 0)
+        slot_recount(s->shm);
+}
+
+void supervise_signal(const struct supervisor *s, enum slot_kind kind, int sig)
+{
+    const struct child *c;
+
+    for (uint32_t i = 0; (c = child_at((struct supervisor *)s, i)); i++) {
+        if (c->kind == kind && c->pid != 0)
+            kill(c->pid, sig);
+    }
+}
+
+uint32_t supervise_alive(const struct supervisor *s, enum slot_kind kind)
+{
+    uint32_t n = 0;
+    const struct child *c;
+
+    for (uint32_t i = 0; (c = child_at((struct supervisor *)s, i)); i++)
+        n += c->kind == kind && c->pid != 0;
+    return n;
+}
+
+uint32_t supervise_ready(const struct supervisor *s, enum slot_kind kind)
+{
+    uint32_t n = 0;
+    const struct child *c;
+
+    for (uint32_t i = 0; (c = child_at((struct supervisor *)s, i)); i++)
+        n += c->kind == kind && c->pid != 0 && c->ready;
+    return n;
+}

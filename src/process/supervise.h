@@ -1,0 +1,79 @@
+/*
+ * The master's children: starting, reaping, starting again, watching over their
+ * heartbeats.
+ *
+ *   absent --start--> STARTING --report--> ready --death--> absent (wanted: start again)
+ *
+ * A child is started again at once, or from its third death in 10 s on after a growing
+ * delay. After waitpid(), and only then, its slot is swept and everybody is kicked:
+ * nobody takes over from the living.
+ *
+ * Master only. Nothing here waits, takes a shared lock, or runs in a signal handler.
+ */
+#ifndef DAC_PROCESS_SUPERVISE_H
+#define DAC_PROCESS_SUPERVISE_H
+
+#include "process/child.h"
+
+#define DEATHS_KEPT 3
+
+struct child {
+    enum slot_kind kind;
+    uint32_t ordinal; /* of a worker */
+    bool wanted;      /* started when it is not there */
+    bool ready;       /* said so */
+    bool ended_well;  /* its last one exited with code 0 */
+    pid_t pid;        /* 0: not there */
+    uint32_t slot;
+    uint64_t start_at_ns;            /* not before */
+    uint64_t deaths_ns[DEATHS_KEPT]; /* the last ones, newest first; 0: none */
+    uint64_t backoff_ns;
+    uint64_t heartbeat;    /* as seen at the last tick */
+    uint32_t silent_ticks; /* master's ticks since it grew */
+};
+
+struct supervisor {
+    struct shm *shm;
+    const struct config *config;
+    struct listeners *listeners;
+    const struct privileges *privileges;
+    int report_read, report_write; /* a pipe, both ends non-blocking */
+    uint32_t worker_count;
+    bool starting;        /* the service was not ready yet */
+    uint32_t silence_max; /* ticks, 0: no watchdog */
+    uint32_t ticks;
+    char fatal[256]; /* why the service must end, "" while it need not */
+    struct child recorder;
+    struct child workers[SHM_WORKERS_MAX];
+};
+
+/* Fills in everything but the borrowed pointers, which the caller has set. DAC_E_SYS. */
+enum dac_err supervise_init(struct supervisor *s, uint32_t workers,
+                            uint64_t watchdog_timeout_ns) DAC_CHECK;
+void supervise_free(struct supervisor *s);
+
+/* Whether children are to be there: those that are not are started by supervise_start().
+ */
+void supervise_want(struct supervisor *s, enum slot_kind kind, bool wanted);
+/* Starts the wanted ones whose time has come. */
+void supervise_start(struct supervisor *s, uint64_t now_ns);
+/* When supervise_start() has something to do next, UINT64_MAX: never. */
+uint64_t supervise_next_start(const struct supervisor *s);
+/* Reads what children reported. */
+void supervise_read_reports(struct supervisor *s);
+/* Reaps all that died, sweeps and plans their successors. */
+void supervise_reap(struct supervisor *s, uint64_t now_ns);
+/* Every BEAT_NS: the watchdog, and counting anew. */
+void supervise_tick(struct supervisor *s);
+/* Sends a signal to all children of a kind. */
+void supervise_signal(const struct supervisor *s, enum slot_kind kind, int sig);
+/* How many children of a kind are there, and how many of them said that they are ready.
+ */
+uint32_t supervise_alive(const struct supervisor *s, enum slot_kind kind);
+uint32_t supervise_ready(const struct supervisor *s, enum slot_kind kind);
+
+/* When to start again a child that died now; keeps its record of deaths. Pure, for tests.
+ */
+uint64_t supervise_plan_restart(struct child *c, uint64_t now_ns);
+
+#endif

@@ -1,0 +1,61 @@
+/*
+ * Silence is counted in the master's own ticks, never in differences of clocks: if the
+ * whole machine was suspended, or the master itself was stopped, nobody seems to have
+ * been silent. A recorder that starts is left alone, since a migration may take as long
+ * as it needs.
+ *
+ * Master only.
+ */
+#include "process/watchdog.h"
+
+#include <inttypes.h>
+#include <signal.h>
+
+#include "base/log.h"
+#include "shm/slot.h"
+
+/* Counts one tick; whether the child has been silent too long. */
+static bool is_silent(const struct supervisor *s, struct child *c)
+{
+    const struct shm_slot *slot = &s->shm->slots[c->slot];
+    uint64_t beat = atomic_load_explicit(&slot->heartbeat, memory_order_relaxed);
+
+    if (beat != c->heartbeat) {
+        c->heartbeat = beat;
+        c->silent_ticks = 0;
+        return false;
+    }
+    if (c->kind == SLOT_RECORDER && slot_state(s->shm, c->slot) == SLOT_STARTING)
+        return false;
+    c->silent_ticks++;
+    return c->silent_ticks > s->silence_max;
+}
+
+static bool at_a_lock(const struct supervisor *s, const struct child *c)
+{
+    return atomic_load(&s->shm->slots[c->slot].locking_bucket) != 0;
+}
+
+void watchdog_tick(struct supervisor *s)
+{
+    struct child *victim = NULL;
+    struct child *c;
+
+    for (uint32_t i = 0; i <= s->worker_count; i++) {
+        c = i == 0 ? &s->recorder : &s->workers[i - 1];
+        if (c->pid == 0 || !is_silent(s, c))
+            continue;
+        if (!victim || (at_a_lock(s, c) && !at_a_lock(s, victim)))
+            victim = c;
+    }
+    if (!victim)
+        return;
+    log_error(
+        0, "pid %d (slot %" PRIu32 ") has not beaten for %" PRIu32 " ticks%s; killing it",
+        (int)victim->pid, victim->slot, victim->silent_ticks,
+        at_a_lock(s, victim) ? " and is at a bucket's lock" : "");
+    kill(victim->pid, SIGKILL);
+    s->recorder.silent_ticks = 0;
+    for (uint32_t i = 0; i < s->worker_count; i++)
+        s->workers[i].silent_ticks = 0;
+}
