@@ -5,6 +5,7 @@
 #
 # layers: includes follow the order of the folders      headers: each compiles alone
 # format: clang-format 14 has nothing to change         cppcheck, shellcheck: no findings
+# settings: README.md lists those that there are
 set -eu
 
 cache=${1:-build/lint}
@@ -79,6 +80,16 @@ check_cppcheck() {
         -D_GNU_SOURCE -Isrc -I. -I"$cache/include" --file-list="$cache/sources"
 }
 
+# Every setting that there is stands in README.md's table, and no other.
+check_settings() {
+    sed -n 's/^ *{\(SERVER\|MEMORY\|STORE\|FLIGHT\|PROVIDER\)(.*\.name = "\([a-z0-9_]*\)".*/\2/p' \
+        src/config/settings.c | sort >"$cache/settings"
+    sed -n 's/^| `\([a-z0-9_]*\)` | .*/\1/p' README.md | sort >"$cache/settings.readme"
+    [ -s "$cache/settings" ] || echo "no settings found in src/config/settings.c"
+    diff -u --label "src/config/settings.c" --label "README.md" "$cache/settings" \
+        "$cache/settings.readme"
+}
+
 check_shell() {
     {
         tracked '*.sh'
@@ -93,6 +104,7 @@ if [ -n "$(tracked '*.c' '*.h')" ]; then
     step format check_format
     step cppcheck check_cppcheck
 fi
+step settings check_settings
 step shellcheck check_shell
 
 if [ -n "$wrong" ]; then
