@@ -84,6 +84,7 @@ check_cppcheck() {
 check_settings() {
     sed -n 's/^ *{\(SERVER\|MEMORY\|STORE\|FLIGHT\|PROVIDER\)(.*\.name = "\([a-z0-9_]*\)".*/\2/p' \
         src/config/settings.c | sort >"$cache/settings"
+    # shellcheck disable=SC2016
     sed -n 's/^| `\([a-z0-9_]*\)` | .*/\1/p' README.md | sort >"$cache/settings.readme"
     [ -s "$cache/settings" ] || echo "no settings found in src/config/settings.c"
     diff -u --label "src/config/settings.c" --label "README.md" "$cache/settings" \
