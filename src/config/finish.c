@@ -1,0 +1,228 @@
+/*
+ * The last step of loading: values that were left to us, files that settings name, and
+ * rules between settings. Reports with the line of the setting that would have to change.
+ */
+#include "config/load.h"
+
+#include <errno.h>
+#include <math.h>
+#include <pwd.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "config/address.h"
+#include "config/problems.h"
+#include "shm/layout.h"
+
+#define KEY_MAX_BYTES 4096
+
+/* Line of a setting in the file, 0 if it is not there. */
+static unsigned line_of(const struct config_origin *origins, const char *section,
+                        const char *name)
+{
+    const struct setting *s = setting_find(section, name);
+    const struct config_origin *o = &origins[s - settings];
+
+    return o->source == CONFIG_FROM_FILE ? o->line : 0;
+}
+
+static uint32_t usable_cores(void)
+{
+    cpu_set_t set;
+    long n;
+
+    if (sched_getaffinity(0, sizeof(set), &set) == 0)
+        n = CPU_COUNT(&set);
+    else
+        n = sysconf(_SC_NPROCESSORS_ONLN);
+    if (n < 1)
+        return 1;
+    return n > (long)SHM_WORKERS_MAX ? SHM_WORKERS_MAX : (uint32_t)n;
+}
+
+/* --- [server] ----------------------------------------------------------------------- */
+
+static void finish_name(struct load *l)
+{
+    struct config *cfg = l->cfg;
+    char name[CONFIG_NAME_MAX + 1];
+    size_t n;
+
+    if (!cfg->name) {
+        if (cfg->listen.count == 0)
+            return;
+        address_instance_name(&cfg->listen.items[0], name);
+        cfg->name = strdup(name);
+        if (!cfg->name)
+            l->nomem = true;
+        return;
+    }
+    n = strspn(cfg->name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+                          "0123456789._-");
+    if (cfg->name[n] != '\0' || n > CONFIG_NAME_MAX || cfg->name[0] == '.')
+        problem_add(l->problems, l->file, line_of(cfg->origin, "server", "name"),
+                    "name: \"%.60s\" is not valid; use up to %d letters, digits, \".\", "
+                    "\"_\" or \"-\", not beginning with \".\"",
+                    cfg->name, CONFIG_NAME_MAX);
+}
+
+static void finish_user(struct load *l)
+{
+    struct config *cfg = l->cfg;
+    struct passwd pw, *found = NULL;
+    char text[16384];
+
+    if (!cfg->user || geteuid() != 0)
+        return;
+    if (getpwnam_r(cfg->user, &pw, text, sizeof(text), &found) != 0 || !found) {
+        problem_add(l->problems, l->file, line_of(cfg->origin, "server", "user"),
+                    "user: there is no user \"%.60s\"; create it or name another",
+                    cfg->user);
+        return;
+    }
+    cfg->uid = pw.pw_uid;
+    cfg->gid = pw.pw_gid;
+}
+
+/* --- providers ---------------------------------------------------------------------- */
+
+/* Whether text[0..n) can stand in a header as it is. */
+static bool key_valid(const char *text, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (text[i] <= ' ' || text[i] >= 0x7f)
+            return false;
+    }
+    return true;
+}
+
+static size_t key_length(const char *text, size_t n)
+{
+    while (n > 0 && strchr(" \t\r\n", text[n - 1]) && text[n - 1] != '\0')
+        n--;
+    return n;
+}
+
+static void read_key(struct load *l, struct config_provider *p)
+{
+    unsigned line = line_of(p->origin, "provider", "api_key_file");
+    struct buf text = BUF_INIT(KEY_MAX_BYTES);
+    struct stat st;
+    char why[160];
+    size_t n;
+    int err;
+
+    if (!load_read_file(p->api_key_file, &text, why, sizeof(why), &err)) {
+        problem_add(
+            l->problems, l->file, line,
+            "api_key_file: could not read \"%s\": %s; create it with the key in it",
+            p->api_key_file, why);
+        goto out;
+    }
+    n = key_length(text.data, text.len);
+    if (n == 0) {
+        problem_add(l->problems, l->file, line,
+                    "api_key_file: \"%s\" is empty; put the key into it",
+                    p->api_key_file);
+    } else if (!key_valid(text.data, n)) {
+        problem_add(
+            l->problems, l->file, line,
+            "api_key_file: \"%s\" has more in it than one key; put the key alone on "
+            "one line",
+            p->api_key_file);
+    } else {
+        p->api_key = strndup(text.data, n);
+        if (!p->api_key)
+            l->nomem = true;
+    }
+    if (stat(p->api_key_file, &st) == 0 && (st.st_mode & S_IROTH))
+        problem_warn(l->problems, l->file, line,
+                     "api_key_file: every user can read \"%s\"; chmod it to 0640",
+                     p->api_key_file);
+out:
+    if (text.data)
+        explicit_bzero(text.data, text.cap);
+    buf_free(&text);
+}
+
+static void finish_provider(struct load *l, struct config_provider *p)
+{
+    /* One that is there but wrong has been reported. */
+    if (!p->base_url && line_of(p->origin, "provider", "base_url") == 0)
+        problem_add(l->problems, l->file, p->line,
+                    "[provider %s] has no base_url; add one like "
+                    "base_url = https://api.example.com/v1",
+                    p->name);
+    if (p->api_key_file)
+        read_key(l, p);
+    if (p->ca_file && access(p->ca_file, R_OK) != 0) {
+        char reason[128];
+
+        problem_add(l->problems, l->file, line_of(p->origin, "provider", "ca_file"),
+                    "ca_file: could not read \"%s\": %s; name a PEM file", p->ca_file,
+                    strerror_r(errno, reason, sizeof(reason)));
+    }
+    if (p->burst == 0)
+        p->burst = p->rps > 1 ? (uint32_t)ceil(p->rps) : 1;
+}
+
+/* Two names that differ only in what variables cannot tell apart. */
+static void check_variable_names(struct load *l)
+{
+    struct config *cfg = l->cfg;
+
+    for (size_t i = 1; i < cfg->provider_count; i++) {
+        for (size_t k = 0; k < i; k++) {
+            char a[64], b[64];
+
+            load_variable_name(cfg->providers[i].name, "_RPS", a, sizeof(a));
+            load_variable_name(cfg->providers[k].name, "_RPS", b, sizeof(b));
+            if (strcmp(a, b) == 0)
+                problem_add(
+                    l->problems, l->file, cfg->providers[i].line,
+                    "[provider %s] and [provider %s] share the flag %s; rename one",
+                    cfg->providers[i].name, cfg->providers[k].name, a);
+        }
+    }
+}
+
+/* --- rules between settings ----------------------------------------------------------
+ */
+
+static void check_rules(struct load *l)
+{
+    struct config *cfg = l->cfg;
+    unsigned grace = line_of(cfg->origin, "flight", "abandon_grace");
+
+    if (grace == 0)
+        grace = line_of(cfg->origin, "flight", "abandon_grace_max");
+    if (!cfg->sqlite)
+        problem_add(l->problems, l->file, line_of(cfg->origin, "store", "sqlite"),
+                    "sqlite: is empty; name a database file");
+    if (cfg->abandon_grace_ns > cfg->abandon_grace_max_ns)
+        problem_add(
+            l->problems, l->file, grace,
+            "abandon_grace: is longer than abandon_grace_max; make it at most that");
+    if (cfg->flight_max_bytes >= cfg->shm_size_bytes)
+        problem_add(
+            l->problems, l->file, line_of(cfg->origin, "flight", "flight_max_bytes"),
+            "flight_max_bytes: is not below shm_size; lower it or raise shm_size in "
+            "[memory]");
+}
+
+void load_finish(struct load *l)
+{
+    struct config *cfg = l->cfg;
+
+    if (cfg->workers == 0)
+        cfg->workers = usable_cores();
+    finish_name(l);
+    finish_user(l);
+    for (size_t i = 0; i < cfg->provider_count; i++)
+        finish_provider(l, &cfg->providers[i]);
+    check_variable_names(l);
+    check_rules(l);
+}

@@ -1,0 +1,314 @@
+/*
+ * config_load(): reads the file, lets the environment and the env file override it,
+ * checks the whole, and hands over a struct or all problems. Runs in the master and in
+ * `dacd -t`.
+ */
+#include "config/load.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "config/parser.h"
+#include "config/problems.h"
+
+#define FILE_MAX_BYTES (1 << 20)
+
+bool load_read_file(const char *path, struct buf *out, char *why, size_t n, int *err)
+{
+    /* O_NONBLOCK: a FIFO without a writer must not stop us before we see that it is one.
+     */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    char reason[128];
+    struct stat st;
+    ssize_t got = 0;
+
+    *err = 0;
+    if (fd < 0 || fstat(fd, &st) < 0)
+        goto failed;
+    if (!S_ISREG(st.st_mode)) {
+        snprintf(why, n, "not a regular file");
+        close(fd);
+        return false;
+    }
+    for (;;) {
+        char *room = buf_reserve(out, 1);
+
+        if (!room)
+            break;
+        got = read(fd, room, out->cap - out->len - 1);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            break;
+        out->len += (size_t)got;
+    }
+    if (got < 0)
+        goto failed;
+    close(fd);
+    if (out->failed)
+        snprintf(why, n, "larger than %zu bytes", out->max);
+    return !out->failed;
+
+failed:
+    *err = errno;
+    snprintf(why, n, "%s", strerror_r(*err, reason, sizeof(reason)));
+    if (fd >= 0)
+        close(fd);
+    return false;
+}
+
+/* --- one setting -------------------------------------------------------------------- */
+
+static struct config_origin *origin_of(struct load *l, const struct setting *s,
+                                       struct config_provider *provider)
+{
+    return provider ? &provider->origin[s - settings] : &l->cfg->origin[s - settings];
+}
+
+void load_setting(struct load *l, const struct setting *s,
+                  struct config_provider *provider, const char *value,
+                  struct config_origin origin, const char *file)
+{
+    struct buf why = BUF_INIT(1024);
+    void *base = provider ? (void *)provider : (void *)l->cfg;
+    enum dac_err rc = setting_parse(s, base, value, l->folder, &why);
+
+    *origin_of(l, s, provider) = origin;
+    if (rc == DAC_E_INVALID && buf_cstr(&why))
+        problem_add(l->problems, file, origin.line, "%s", why.data);
+    else if (rc != DAC_OK)
+        l->nomem = true;
+    buf_free(&why);
+}
+
+/* Gives the settings of one provider, or all others, their defaults. */
+static void load_defaults(struct load *l, struct config_provider *provider)
+{
+    for (size_t i = 0; i < setting_count; i++) {
+        const struct setting *s = &settings[i];
+        bool of_provider = s->section && strcmp(s->section, "provider") == 0;
+
+        if (s->def && of_provider == (provider != NULL))
+            load_setting(l, s, provider, s->def, (struct config_origin){0}, l->file);
+    }
+}
+
+/* --- the file ----------------------------------------------------------------------- */
+
+static void unknown_section(struct load *l, unsigned line, const char *kind)
+{
+    const char *near = setting_suggest_section(kind);
+
+    if (near)
+        problem_add(l->problems, l->file, line,
+                    "unknown section [%.60s]; did you mean [%s%s]?", kind, near,
+                    strcmp(near, "provider") == 0 ? " NAME" : "");
+    else
+        problem_add(
+            l->problems, l->file, line,
+            "unknown section [%.60s]; there are [server], [memory], [store], [flight] "
+            "and [provider NAME]",
+            kind);
+}
+
+static bool provider_name_valid(const char *name)
+{
+    static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    size_t n = strlen(name);
+
+    return n > 0 && n <= CONFIG_PROVIDER_NAME_MAX && strchr(letters, name[0]) &&
+           strspn(name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+                        "0123456789._-") == n;
+}
+
+static void section_twice(struct load *l, unsigned line, unsigned first)
+{
+    problem_add(l->problems, l->file, line,
+                "this section is there twice; move its settings to line %u", first);
+}
+
+static void enter_provider(struct load *l, unsigned line, const char *name)
+{
+    struct config *cfg = l->cfg;
+    struct config_provider *p;
+
+    if (*name == '\0') {
+        problem_add(l->problems, l->file, line,
+                    "[provider] has no name; write [provider NAME]");
+        return;
+    }
+    if (!provider_name_valid(name)) {
+        problem_add(l->problems, l->file, line,
+                    "provider name \"%.60s\" is not valid; use a letter, then up to 30 "
+                    "letters, digits, \".\", \"_\" or \"-\"",
+                    name);
+        return;
+    }
+    p = (struct config_provider *)config_provider_find(cfg, name);
+    if (p) {
+        section_twice(l, line, p->line);
+    } else if (cfg->provider_count == CONFIG_PROVIDERS_MAX) {
+        problem_add(l->problems, l->file, line,
+                    "[provider %s] is one too many; there can be %d", name,
+                    CONFIG_PROVIDERS_MAX);
+        return;
+    } else {
+        p = &cfg->providers[cfg->provider_count];
+        p->name = strdup(name);
+        if (!p->name) {
+            l->nomem = true;
+            return;
+        }
+        cfg->provider_count++;
+        p->line = line;
+        load_defaults(l, p);
+    }
+    l->section = "provider";
+    l->provider = p;
+}
+
+static void on_section(void *arg, unsigned line, const char *kind, const char *name)
+{
+    struct load *l = arg;
+
+    l->section = NULL;
+    l->provider = NULL;
+    if (*kind == '\0')
+        return;
+    if (strcmp(kind, "provider") == 0) {
+        enter_provider(l, line, name);
+        return;
+    }
+    for (size_t i = 0; i < setting_count; i++) {
+        if (!settings[i].section || strcmp(settings[i].section, kind) != 0)
+            continue;
+        l->section = settings[i].section;
+        if (*name)
+            problem_add(l->problems, l->file, line,
+                        "section [%s] takes no name; write [%s]", kind, kind);
+        if (l->section_line[i] > 0)
+            section_twice(l, line, l->section_line[i]);
+        else
+            l->section_line[i] = line;
+        return;
+    }
+    unknown_section(l, line, kind);
+}
+
+/* Says where a misplaced setting belongs, or what an unknown one may have been meant to
+ * be. */
+static void unknown_setting(struct load *l, unsigned line, const char *key)
+{
+    const char *name = l->provider ? l->provider->name : "", *blank = *name ? " " : "";
+    const char *near = setting_suggest(l->section, key);
+
+    for (size_t i = 0; i < setting_count; i++) {
+        const struct setting *s = &settings[i];
+
+        if (strcmp(s->name, key) != 0)
+            continue;
+        if (s->section)
+            problem_add(l->problems, l->file, line,
+                        "\"%s\" is no setting of [%s%s%s]; move it to [%s%s]", key,
+                        l->section, blank, name, s->section,
+                        strcmp(s->section, "provider") == 0 ? " NAME" : "");
+        else
+            problem_add(l->problems, l->file, line,
+                        "\"%s\" is a flag; set it in env_file or the environment", key);
+        return;
+    }
+    if (near)
+        problem_add(l->problems, l->file, line,
+                    "unknown setting \"%.60s\" in [%s%s%s]; did you mean \"%s\"?", key,
+                    l->section, blank, name, near);
+    else
+        problem_add(l->problems, l->file, line,
+                    "unknown setting \"%.60s\" in [%s%s%s]; remove it", key, l->section,
+                    blank, name);
+}
+
+static void on_setting(void *arg, unsigned line, const char *key, const char *value)
+{
+    struct load *l = arg;
+    struct config_origin *origin;
+    const struct setting *s;
+
+    if (!l->section)
+        return;
+    s = setting_find(l->section, key);
+    if (!s) {
+        unknown_setting(l, line, key);
+        return;
+    }
+    origin = origin_of(l, s, l->provider);
+    if (origin->source == CONFIG_FROM_FILE) {
+        problem_add(l->problems, l->file, line,
+                    "%s: is set twice, first on line %u; keep one", key, origin->line);
+        return;
+    }
+    load_setting(l, s, l->provider, value,
+                 (struct config_origin){.source = CONFIG_FROM_FILE, .line = line},
+                 l->file);
+}
+
+static void on_problem(void *arg, unsigned line, const char *text)
+{
+    struct load *l = arg;
+
+    problem_add(l->problems, l->file, line, "%s", text);
+}
+
+static void load_file(struct load *l)
+{
+    static const struct parser_events events = {on_section, on_setting, on_problem};
+    struct buf text = BUF_INIT(FILE_MAX_BYTES);
+    char why[160];
+    int err;
+
+    if (!load_read_file(l->file, &text, why, sizeof(why), &err))
+        problem_add(l->problems, l->file, 0, "could not read the configuration: %s", why);
+    else if (parser_ini(text.data, text.len, &events, l) != DAC_OK)
+        l->nomem = true;
+    buf_free(&text);
+}
+
+/* --- the whole ---------------------------------------------------------------------- */
+
+enum dac_err config_load(const char *path, const char *const *environ,
+                         struct config **out, struct config_problems *problems)
+{
+    struct load l = {.problems = problems, .file = path ? path : CONFIG_DEFAULT_PATH};
+    const char *slash = strrchr(l.file, '/');
+    size_t errors = problems->errors;
+    enum dac_err rc = DAC_OK;
+
+    *out = NULL;
+    l.cfg = calloc(1, sizeof(*l.cfg));
+    if (!l.cfg)
+        return DAC_E_NOMEM;
+    l.cfg->path = strdup(l.file);
+    if (slash)
+        l.folder = strndup(l.file, slash > l.file ? (size_t)(slash - l.file) : 1);
+    l.nomem = !l.cfg->path || (slash && !l.folder);
+
+    load_defaults(&l, NULL);
+    load_file(&l);
+    load_variables(&l, environ);
+    load_finish(&l);
+    problems_sort(problems);
+
+    if (l.nomem)
+        rc = DAC_E_NOMEM;
+    else if (problems->errors > errors)
+        rc = DAC_E_INVALID;
+    free(l.folder);
+    if (rc == DAC_OK)
+        *out = l.cfg;
+    else
+        config_free(l.cfg);
+    return rc;
+}

@@ -1,0 +1,40 @@
+/*
+ * What the steps of config_load() share. Internal to config.
+ */
+#ifndef DAC_CONFIG_LOAD_H
+#define DAC_CONFIG_LOAD_H
+
+#include "config/config.h"
+#include "config/settings.h"
+
+struct load {
+    struct config *cfg;
+    struct config_problems *problems;
+    const char *file; /* the configuration's path, for problems */
+    char *folder;     /* owned; where relative paths start; NULL: the working directory */
+    bool nomem;       /* seen once, the load fails in the end */
+
+    /* Where the INI parser is. */
+    const char *section;              /* NULL: an unknown one, its settings are skipped */
+    struct config_provider *provider; /* of a [provider NAME], else NULL */
+    unsigned section_line[CONFIG_SETTINGS_MAX]; /* first line of a section, by the number
+                                                 * of its first setting in the table */
+};
+
+/* Reads a regular file of at most out->max bytes. Else false, and `why` (of `n` bytes)
+ * says what failed, such as "No such file or directory"; *err is its errno or 0. */
+bool load_read_file(const char *path, struct buf *out, char *why, size_t n, int *err);
+
+/* Reads one value into cfg or `provider`, notes its origin, reports a bad one. */
+void load_setting(struct load *l, const struct setting *s,
+                  struct config_provider *provider, const char *value,
+                  struct config_origin origin, const char *file);
+/* Applies the environment and the env file. */
+void load_variables(struct load *l, const char *const *environ);
+/* Derives what was left to us, reads key files, checks what no single setting decides. */
+void load_finish(struct load *l);
+
+/* PROVIDER + suffix as its variable is called: "open-ai", "_RPS" is "OPEN_AI_RPS". */
+void load_variable_name(const char *provider, const char *suffix, char *out, size_t n);
+
+#endif
