@@ -1,0 +1,870 @@
+/*
+ * config_load(): what files mean, which problems they have word by word, which source
+ * wins, and that no file makes it fail in another way.
+ */
+#include <arpa/inet.h>
+#include <check.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "config/config.h"
+
+static char folder[64];
+
+/* Each test runs in a folder of its own; paths in problems are then short. */
+static void enter_folder(void)
+{
+    snprintf(folder, sizeof(folder), "/tmp/dac-config-XXXXXX");
+    ck_assert_ptr_nonnull(mkdtemp(folder));
+    ck_assert_int_eq(chdir(folder), 0);
+}
+
+static void leave_folder(void)
+{
+    static const char *const files[] = {"dac.conf", "dac.env", "key", "ca.pem"};
+
+    for (size_t i = 0; i < DAC_ARRAY_LEN(files); i++)
+        unlink(files[i]);
+    ck_assert_int_eq(chdir("/"), 0);
+    ck_assert_int_eq(rmdir(folder), 0);
+}
+
+static void write_bytes(const char *path, const void *data, size_t n)
+{
+    FILE *f = fopen(path, "w");
+
+    ck_assert_ptr_nonnull(f);
+    ck_assert_uint_eq(fwrite(data, 1, n, f), n);
+    ck_assert_int_eq(fclose(f), 0);
+    ck_assert_int_eq(chmod(path, 0600), 0);
+}
+
+static void write_text(const char *path, const char *text)
+{
+    write_bytes(path, text, strlen(text));
+}
+
+/* What is printed of the problems; for the caller to free. */
+static char *problem_text(const struct config_problems *problems)
+{
+    char *text = NULL;
+    size_t n;
+    FILE *f = open_memstream(&text, &n);
+
+    config_problems_print(problems, f);
+    fclose(f);
+    return text;
+}
+
+/* Loads `text` as dac.conf, which must be good. */
+static struct config *load_good(const char *text, const char *const *environ)
+{
+    struct config_problems problems = {0};
+    struct config *cfg;
+    char *printed;
+
+    write_text("dac.conf", text);
+    if (config_load("dac.conf", environ, &cfg, &problems) != DAC_OK) {
+        printed = problem_text(&problems);
+        ck_abort_msg("%s", printed);
+    }
+    config_problems_free(&problems);
+    return cfg;
+}
+
+/* --- good files --------------------------------------------------------------------- */
+
+/* The test never reads the machine's own default env file. */
+#define NO_ENV "[server]\nenv_file =\n"
+
+START_TEST(defaults_are_those_of_the_manual)
+{
+    struct config *cfg = load_good(NO_ENV, NULL);
+
+    ck_assert_str_eq(cfg->name, "dac-8000");
+    ck_assert_ptr_null(cfg->user);
+    ck_assert_ptr_null(cfg->env_file);
+    ck_assert_uint_eq(cfg->listen.count, 1);
+    ck_assert_str_eq(cfg->listen.items[0].text, "127.0.0.1:8000");
+    ck_assert(cfg->workers >= 1 && cfg->workers <= 28);
+    ck_assert_uint_eq(cfg->header_timeout_ns, 10 * NS_PER_S);
+    ck_assert_uint_eq(cfg->body_timeout_ns, 30 * NS_PER_S);
+    ck_assert_uint_eq(cfg->body_max_bytes, 1 << 20);
+    ck_assert_uint_eq(cfg->header_max_bytes, 16 << 10);
+    ck_assert_uint_eq(cfg->keepalive_timeout_ns, 60 * NS_PER_S);
+    ck_assert_uint_eq(cfg->client_stall_timeout_ns, 30 * NS_PER_S);
+    ck_assert_uint_eq(cfg->drain_timeout_ns, 60 * NS_PER_S);
+    ck_assert_uint_eq(cfg->max_connections, 10000);
+    ck_assert_uint_eq(cfg->watchdog_timeout_ns, 5 * NS_PER_S);
+    ck_assert_int_eq(cfg->log_level, LOG_LEVEL_INFO);
+    ck_assert_uint_eq(cfg->shm_size_bytes, 48 << 20);
+    ck_assert_uint_eq(cfg->max_flights, 4096);
+    ck_assert_str_eq(cfg->sqlite, "/var/lib/dac/dac.db");
+    ck_assert_uint_eq(cfg->done_timeout_ns, 10 * NS_PER_S);
+    ck_assert_uint_eq(cfg->result_ttl_ns, 30 * NS_PER_S);
+    ck_assert_uint_eq(cfg->chat_result_ttl_ns, 0);
+    ck_assert_uint_eq(cfg->flight_max_bytes, 8 << 20);
+    ck_assert_uint_eq(cfg->error_ttl_ns, 2 * NS_PER_S);
+    ck_assert_uint_eq(cfg->abandon_grace_ns, 100 * NS_PER_MS);
+    ck_assert_uint_eq(cfg->abandon_grace_max_ns, 60 * NS_PER_S);
+    ck_assert_uint_eq(cfg->reconnect_grace_ns, 10 * NS_PER_S);
+    ck_assert(cfg->coalesce_enabled && cfg->stream_fanout_enabled);
+    ck_assert_uint_eq(cfg->provider_count, 0);
+    config_free(cfg);
+}
+END_TEST
+
+START_TEST(provider_defaults_and_lookup)
+{
+    struct config *cfg = load_good(NO_ENV "[provider a]\n"
+                                          "base_url = https://api.example.com/v1//\n"
+                                          "models = gpt-4*, o?-mini , exact\n"
+                                          "rps = 2.5\n"
+                                          "[provider b.b]\n"
+                                          "base_url = http://[::1]:8080\n",
+                                   NULL);
+    const struct config_provider *a = &cfg->providers[0], *b = &cfg->providers[1];
+
+    ck_assert_uint_eq(cfg->provider_count, 2);
+    ck_assert_str_eq(a->base_url, "https://api.example.com/v1");
+    ck_assert_str_eq(b->base_url, "http://[::1]:8080");
+    ck_assert_int_eq(a->dialect, 0);
+    ck_assert_int_eq(a->http2, CONFIG_HTTP2_AUTO);
+    ck_assert_ptr_null(a->api_key);
+    ck_assert_ptr_null(a->ca_file);
+    ck_assert_uint_eq(a->connect_timeout_ns, 5 * NS_PER_S);
+    ck_assert_uint_eq(a->first_token_timeout_ns, 60 * NS_PER_S);
+    ck_assert_uint_eq(a->stall_timeout_ns, 30 * NS_PER_S);
+    ck_assert_uint_eq(a->retry_deadline_ns, 20 * NS_PER_S);
+    ck_assert(a->rps > 2.49 && a->rps < 2.51);
+    ck_assert_uint_eq(a->burst, 3);
+    ck_assert_uint_eq(a->concurrency, 64);
+    ck_assert(b->rps == 0);
+    ck_assert_uint_eq(b->burst, 1);
+
+    ck_assert_ptr_eq(config_provider_find(cfg, "b.b"), b);
+    ck_assert_ptr_null(config_provider_find(cfg, "b"));
+    ck_assert(config_model_matches(a, "gpt-4/x") && config_model_matches(a, "o3-mini"));
+    ck_assert(!config_model_matches(a, "exact2") && !config_model_matches(a, ""));
+    ck_assert_ptr_eq(config_provider_for_model(cfg, "exact"), a);
+    ck_assert_ptr_eq(config_provider_for_model(cfg, "other"), b);
+    config_free(cfg);
+}
+END_TEST
+
+START_TEST(values_as_people_write_them)
+{
+    struct config *cfg =
+        load_good("\xef\xbb\xbf# comment\r\n"
+                  "; another\r\n"
+                  "  [server] ; the first\r\n"
+                  "name=a.b_c-1\t; with a comment\r\n"
+                  "env_file = ; empty, with a comment\r\n"
+                  "listen = [::1]:9000 ,127.0.0.1:9001,unix:/x.sock ; 3\r\n"
+                  "header_timeout = 1.5s\n"
+                  "  drain_timeout   =   0  \n"
+                  "body_max = 64K\n"
+                  "[ store ]\n"
+                  "sqlite = \"/a \\\"b\\\" ; c\\\\d\" ; quoted\n"
+                  "[provider p]\n"
+                  "models = a;b,#c # d\n"
+                  "base_url = HTTPS://h_1.example-x:65535/a/b%20c\n"
+                  "rps = 0.001\n"
+                  "http2 = off",
+                  NULL);
+
+    ck_assert_str_eq(cfg->name, "a.b_c-1");
+    ck_assert_ptr_null(cfg->env_file);
+    ck_assert_uint_eq(cfg->listen.count, 3);
+    ck_assert_int_eq(cfg->listen.items[0].addr.ss_family, AF_INET6);
+    ck_assert_uint_eq(
+        ntohs(((struct sockaddr_in6 *)&cfg->listen.items[0].addr)->sin6_port), 9000);
+    ck_assert_uint_eq(ntohs(((struct sockaddr_in *)&cfg->listen.items[1].addr)->sin_port),
+                      9001);
+    ck_assert_uint_eq(
+        ntohl(((struct sockaddr_in *)&cfg->listen.items[1].addr)->sin_addr.s_addr),
+        INADDR_LOOPBACK);
+    ck_assert_str_eq(((struct sockaddr_un *)&cfg->listen.items[2].addr)->sun_path,
+                     "/x.sock");
+    ck_assert_uint_eq(cfg->header_timeout_ns, 1500 * NS_PER_MS);
+    ck_assert_uint_eq(cfg->drain_timeout_ns, 0);
+    ck_assert_uint_eq(cfg->body_max_bytes, 65536);
+    ck_assert_str_eq(cfg->sqlite, "/a \"b\" ; c\\d");
+    ck_assert_uint_eq(cfg->providers[0].models.count, 2);
+    ck_assert_str_eq(cfg->providers[0].models.items[0], "a;b");
+    ck_assert_str_eq(cfg->providers[0].models.items[1], "#c # d");
+    ck_assert_uint_eq(cfg->providers[0].burst, 1);
+    ck_assert_int_eq(cfg->providers[0].http2, CONFIG_HTTP2_OFF);
+    config_free(cfg);
+}
+END_TEST
+
+static const struct {
+    const char *listen;
+    const char *name;
+} names[] = {
+    {"[::]:8443, 127.0.0.1:1", "dac-8443"},
+    {"unix:/run/dac/chat.sock", "dac-chat.sock"},
+    {"unix:/run/d\xc3\xa9j\xc3\xa0 vu", "dac-d--j---vu"},
+    {"unix:/run/0123456789012345678901234567890123456789012345678901234567890123456789",
+     "dac-01234567890123456789012345678901234567890123"},
+};
+
+START_TEST(name_comes_from_the_first_address)
+{
+    char text[512];
+    struct config *cfg;
+
+    snprintf(text, sizeof(text), NO_ENV "listen = %s\n", names[_i].listen);
+    cfg = load_good(text, NULL);
+    ck_assert_str_eq(cfg->name, names[_i].name);
+    config_free(cfg);
+}
+END_TEST
+
+START_TEST(relative_paths_start_at_the_file)
+{
+    struct config_problems problems = {0};
+    struct config *cfg;
+    char path[128], expected[128];
+
+    write_text("key", "sk-1234\r\n");
+    write_text("dac.conf", NO_ENV "[store]\nsqlite = data/x.db\n[provider p]\n"
+                                  "base_url = http://h\napi_key_file = key\n");
+    snprintf(path, sizeof(path), "%s/dac.conf", folder);
+    ck_assert_int_eq(chdir("/"), 0);
+    ck_assert_int_eq(config_load(path, NULL, &cfg, &problems), DAC_OK);
+    ck_assert_int_eq(chdir(folder), 0);
+    ck_assert_uint_eq(problems.count, 0);
+    snprintf(expected, sizeof(expected), "%s/data/x.db", folder);
+    ck_assert_str_eq(cfg->sqlite, expected);
+    ck_assert_str_eq(cfg->providers[0].api_key, "sk-1234");
+    ck_assert_str_eq(cfg->path, path);
+    config_free(cfg);
+}
+END_TEST
+
+/* --- bad files ---------------------------------------------------------------------- */
+
+#define P(text) NO_ENV "[provider p]\n" text "base_url = http://h\n"
+
+static const struct {
+    const char *text;
+    const char *problems;
+} bad[] = {
+    {NO_ENV "header_timout = 1s\n",
+     "dac.conf:3: unknown setting \"header_timout\" in [server]; did you mean "
+     "\"header_timeout\"?\n"},
+    {NO_ENV "xyzzy = 1\n",
+     "dac.conf:3: unknown setting \"xyzzy\" in [server]; remove it\n"},
+    {NO_ENV "result_ttl = 1s\nrps = 1\nCOALESCE_ENABLED = 0\n",
+     "dac.conf:3: \"result_ttl\" is no setting of [server]; move it to [flight]\n"
+     "dac.conf:4: \"rps\" is no setting of [server]; move it to [provider NAME]\n"
+     "dac.conf:5: \"COALESCE_ENABLED\" is a flag; set it in env_file or the "
+     "environment\n"},
+    {P("bsae_url = x\nlisten = 1\n"),
+     "dac.conf:4: unknown setting \"bsae_url\" in [provider p]; did you mean "
+     "\"base_url\"?\n"
+     "dac.conf:5: \"listen\" is no setting of [provider p]; move it to [server]\n"},
+    {NO_ENV "[sever]\nname = 1\n[flihgt]\n[povider x]\n[redis]\nx = 1\n",
+     "dac.conf:3: unknown section [sever]; did you mean [server]?\n"
+     "dac.conf:5: unknown section [flihgt]; did you mean [flight]?\n"
+     "dac.conf:6: unknown section [povider]; did you mean [provider NAME]?\n"
+     "dac.conf:7: unknown section [redis]; there are [server], [memory], [store], "
+     "[flight] and [provider NAME]\n"},
+    {"a = 1\nword\n= 2\n[]\nb = 2\n[server\nc = 3\n[server] d\nenv_file =\n[server x]\n",
+     "dac.conf:1: setting before the first section; begin with one like [server]\n"
+     "dac.conf:2: no \"=\" in this line; write \"name = value\", or begin a comment with "
+     ";\n"
+     "dac.conf:3: no name before \"=\"; write \"name = value\"\n"
+     "dac.conf:4: section has no name; write it like [server]\n"
+     "dac.conf:6: section has no closing bracket; write it like [server]\n"
+     "dac.conf:8: text behind a section; put it on a line of its own\n"
+     "dac.conf:10: section [server] takes no name; write [server]\n"
+     "dac.conf:10: this section is there twice; move its settings to line 8\n"},
+    {NO_ENV "workers = 2\nworkers = x\n[server]\nworkers = 3\n",
+     "dac.conf:4: workers: is set twice, first on line 3; keep one\n"
+     "dac.conf:5: this section is there twice; move its settings to line 1\n"
+     "dac.conf:6: workers: is set twice, first on line 3; keep one\n"},
+    {NO_ENV "name = \"a\nuser = \"b\" c\nworkers = \"1\";\n",
+     "dac.conf:3: value has no closing quote; add one, or put \\ before a quote in it\n"
+     "dac.conf:4: text behind the closing quote; put the whole value in one pair\n"
+     "dac.conf:5: text behind the closing quote; put the whole value in one pair\n"},
+    {NO_ENV "workers = 0\nmax_connections = -1\nheader_timeout = 30\nbody_max = 1.5m\n"
+            "drain_timeout = 25h\nlog_level = loud\nbody_timeout =\n",
+     "dac.conf:3: workers: \"0\" is out of range; choose 1 to 28, or auto\n"
+     "dac.conf:4: max_connections: \"-1\" is not a whole number; write it like 4\n"
+     "dac.conf:5: header_timeout: \"30\" is not a duration; write it like 30s, 100ms or "
+     "5m\n"
+     "dac.conf:6: body_max: \"1.5m\" is not a size; write it like 4096, 64k, 48m or 1g\n"
+     "dac.conf:7: drain_timeout: \"25h\" is out of range; choose 0s to 1d\n"
+     "dac.conf:8: log_level: \"loud\" is not known; choose error, warn, info or debug\n"
+     "dac.conf:9: body_timeout: \"\" is not a duration; write it like 30s, 100ms or "
+     "5m\n"},
+    {NO_ENV "workers = many\n[memory]\nshm_size = 99999999999g\nmax_flights = 8\n",
+     "dac.conf:3: workers: \"many\" is not a whole number; write it like 4, or auto\n"
+     "dac.conf:5: shm_size: \"99999999999g\" is not a size; write it like 4096, 64k, 48m "
+     "or "
+     "1g\n"
+     "dac.conf:6: max_flights: \"8\" is out of range; choose 16 to 65536\n"},
+    {NO_ENV "listen = localhost:8000\n",
+     "dac.conf:3: listen: \"localhost:8000\" is not an address; write it like "
+     "127.0.0.1:8000, [::1]:8000 or unix:/path\n"},
+    {NO_ENV "listen = 127.0.0.1:1, ::1:80\n",
+     "dac.conf:3: listen: \"::1:80\" is not an address; write it like 127.0.0.1:8000, "
+     "[::1]:8000 or unix:/path\n"},
+    {NO_ENV "listen = 127.0.0.1:0\n",
+     "dac.conf:3: listen: \"127.0.0.1:0\" has no port from 1 to 65535 behind its last "
+     "colon\n"},
+    {NO_ENV "listen = 1.2.3.4:5,1.2.3.4:05\n",
+     "dac.conf:3: listen: \"1.2.3.4:05\" is there twice; name it once\n"},
+    {NO_ENV "listen = unix:dac.sock\n",
+     "dac.conf:3: listen: \"unix:dac.sock\" has no absolute path; write it like "
+     "unix:/run/dac/dac.sock\n"},
+    {NO_ENV "listen = 1.2.3.4:5,\n", "dac.conf:3: listen: \"\" is not an address; write "
+                                     "it like 127.0.0.1:8000, [::1]:8000 "
+                                     "or unix:/path\n"},
+    {NO_ENV "name = ../x\n", "dac.conf:3: name: \"../x\" is not valid; use up to 48 "
+                             "letters, digits, \".\", \"_\" or "
+                             "\"-\", not beginning with \".\"\n"},
+    {NO_ENV
+     "[store]\nsqlite =\n[flight]\nabandon_grace_max = 50ms\nflight_max_bytes = 48m\n",
+     "dac.conf:4: sqlite: is empty; name a database file\n"
+     "dac.conf:6: abandon_grace: is longer than abandon_grace_max; make it at most that\n"
+     "dac.conf:7: flight_max_bytes: is not below shm_size; lower it or raise shm_size in "
+     "[memory]\n"},
+    {NO_ENV "[provider]\n[provider 1x]\n[provider a b]\n[provider x]\nbase_url=http://h\n"
+            "[provider x]\nrps=x\n[provider y]\n",
+     "dac.conf:3: [provider] has no name; write [provider NAME]\n"
+     "dac.conf:4: provider name \"1x\" is not valid; use a letter, then up to 30 "
+     "letters, "
+     "digits, \".\", \"_\" or \"-\"\n"
+     "dac.conf:5: provider name \"a b\" is not valid; use a letter, then up to 30 "
+     "letters, "
+     "digits, \".\", \"_\" or \"-\"\n"
+     "dac.conf:8: this section is there twice; move its settings to line 6\n"
+     "dac.conf:9: rps: \"x\" is not a number; write it like 10 or 0.5\n"
+     "dac.conf:10: [provider y] has no base_url; add one like base_url = "
+     "https://api.example.com/v1\n"},
+    {P("rps = -1\nburst = 0\nconcurrency = 257\nhttp2 = on\ndialect = anthropic\n"
+       "models = a,,b\nstall_timeout = 0s\n"),
+     "dac.conf:4: rps: \"-1\" is not a number; write it like 10 or 0.5\n"
+     "dac.conf:5: burst: \"0\" is out of range; choose 1 to 100000, or auto\n"
+     "dac.conf:6: concurrency: \"257\" is out of range; choose 1 to 256\n"
+     "dac.conf:7: http2: \"on\" is not known; choose auto or off\n"
+     "dac.conf:8: dialect: \"anthropic\" is not known; choose openai\n"
+     "dac.conf:9: models: \"a,,b\" has an empty item; write items separated by single "
+     "commas\n"
+     "dac.conf:10: stall_timeout: \"0s\" is out of range; choose 10ms to 1h\n"},
+    {P("rps = 100001\n"),
+     "dac.conf:4: rps: \"100001\" is out of range; choose 0.0001 to 100000, or 0 for no "
+     "limit\n"},
+    {P("api_key_file = /none/key\nca_file = /none/ca\n"),
+     "dac.conf:4: api_key_file: could not read \"/none/key\": No such file or directory; "
+     "create it with the key in it\n"
+     "dac.conf:5: ca_file: could not read \"/none/ca\": No such file or directory; name "
+     "a "
+     "PEM file\n"},
+    {P("api_key_file = /tmp\n"), "dac.conf:4: api_key_file: could not read \"/tmp\": not "
+                                 "a regular file; create it with "
+                                 "the key in it\n"},
+    {NO_ENV "[provider a-b]\nbase_url=http://h\n[provider A.b]\nbase_url=http://h\n",
+     "dac.conf:5: [provider A.b] and [provider a-b] share the flag A_B_RPS; rename "
+     "one\n"},
+    {"[server]\nenv_file = /none/env\n",
+     "dac.conf:2: env_file: could not read \"/none/env\": No such file or directory; "
+     "create "
+     "it or leave env_file empty\n"},
+    {NO_ENV "user = no-such-user-here\n",
+     "dac.conf:3: user: there is no user \"no-such-user-here\"; create it or name "
+     "another\n"},
+};
+
+START_TEST(bad_files_are_told_whole)
+{
+    struct config_problems problems = {0};
+    struct config *cfg;
+    char *printed;
+
+    if (strstr(bad[_i].text, "user = no-such") && geteuid() != 0)
+        return; /* only a service that can change its user looks for it */
+    write_text("dac.conf", bad[_i].text);
+    ck_assert_int_eq(config_load("dac.conf", NULL, &cfg, &problems), DAC_E_INVALID);
+    ck_assert_ptr_null(cfg);
+    printed = problem_text(&problems);
+    ck_assert_str_eq(printed, bad[_i].problems);
+    free(printed);
+    config_problems_free(&problems);
+}
+END_TEST
+
+static const struct {
+    const char *url;
+    const char *fault; /* NULL: good */
+} urls[] = {
+    {"http://h", NULL},
+    {"https://api.example.com:8443/v1", NULL},
+    {"http://127.0.0.1:1/", NULL},
+    {"https://[2001:db8::1]:443/x", NULL},
+    {"", "must begin with http:// or https://"},
+    {"ftp://h", "must begin with http:// or https://"},
+    {"api.example.com", "must begin with http:// or https://"},
+    {"http://", "has no valid host"},
+    {"http:///v1", "has no valid host"},
+    {"http://:80", "has no valid host"},
+    {"http://[::1", "has no valid host"},
+    {"http://[::g]", "has no valid host"},
+    {"http://[::1]x", "has no valid port"},
+    {"http://a b", "has a character that a URL cannot have"},
+    {"http://h/\xc3\xa9", "has a character that a URL cannot have"},
+    {"http://a%41", "has no valid host"},
+    {"http://h:", "has no valid port"},
+    {"http://h:0", "has no valid port"},
+    {"http://h:65536", "has no valid port"},
+    {"http://h:8a", "has no valid port"},
+    {"https://u:hunter2@h/", "must not have a user or password; put the key into "
+                             "api_key_file"},
+    {"https://h/?key=hunter2", "must not have a query or fragment"},
+    {"https://h/#x", "must not have a query or fragment"},
+};
+
+START_TEST(base_urls)
+{
+    struct config_problems problems = {0};
+    char text[256], expected[256];
+    struct config *cfg;
+    char *printed;
+    enum dac_err rc;
+
+    snprintf(text, sizeof(text), NO_ENV "[provider p]\nbase_url = %s\n", urls[_i].url);
+    write_text("dac.conf", text);
+    rc = config_load("dac.conf", NULL, &cfg, &problems);
+    printed = problem_text(&problems);
+    if (urls[_i].fault)
+        snprintf(expected, sizeof(expected), "dac.conf:4: base_url: the value %s\n",
+                 urls[_i].fault);
+    else
+        expected[0] = '\0';
+    ck_assert_str_eq(printed, expected);
+    ck_assert_int_eq(rc, urls[_i].fault ? DAC_E_INVALID : DAC_OK);
+    free(printed);
+    config_free(cfg);
+    config_problems_free(&problems);
+}
+END_TEST
+
+static const struct {
+    const char *data;
+    size_t n;
+    const char *key;     /* NULL: refused */
+    const char *problem; /* begins so */
+} keys[] = {
+    {"sk-abc", 6, "sk-abc", ""},
+    {"sk-abc\n", 7, "sk-abc", ""},
+    {"sk-abc \r\n\n", 10, "sk-abc", ""},
+    {"", 0, NULL, "dac.conf:5: api_key_file: \"key\" is empty"},
+    {"\n\n", 2, NULL, "dac.conf:5: api_key_file: \"key\" is empty"},
+    {"a\nb", 3, NULL, "dac.conf:5: api_key_file: \"key\" has more in it than one key"},
+    {"a b", 3, NULL, "dac.conf:5: api_key_file: \"key\" has more in it than one key"},
+    {"a\0b", 3, NULL, "dac.conf:5: api_key_file: \"key\" has more in it than one key"},
+    {"a\r\nX-Evil: 1", 12, NULL, "dac.conf:5: api_key_file: \"key\" has more in it"},
+};
+
+START_TEST(key_files)
+{
+    struct config_problems problems = {0};
+    struct config *cfg;
+    char *printed;
+
+    write_bytes("key", keys[_i].data, keys[_i].n);
+    write_text("dac.conf",
+               NO_ENV "[provider p]\nbase_url = http://h\napi_key_file = key\n");
+    ck_assert_int_eq(config_load("dac.conf", NULL, &cfg, &problems),
+                     keys[_i].key ? DAC_OK : DAC_E_INVALID);
+    printed = problem_text(&problems);
+    ck_assert_int_eq(strncmp(printed, keys[_i].problem, strlen(keys[_i].problem)), 0);
+    if (keys[_i].key)
+        ck_assert_str_eq(cfg->providers[0].api_key, keys[_i].key);
+    else
+        ck_assert(!strstr(printed, "Evil"));
+    free(printed);
+    config_free(cfg);
+    config_problems_free(&problems);
+}
+END_TEST
+
+START_TEST(key_that_all_can_read_is_a_warning)
+{
+    struct config_problems problems = {0};
+    struct config *cfg;
+    char *printed;
+
+    write_text("key", "sk-abc");
+    ck_assert_int_eq(chmod("key", 0644), 0);
+    write_text("dac.conf",
+               NO_ENV "[provider p]\nbase_url = http://h\napi_key_file = key\n");
+    ck_assert_int_eq(config_load("dac.conf", NULL, &cfg, &problems), DAC_OK);
+    printed = problem_text(&problems);
+    ck_assert_str_eq(printed, "dac.conf:5: warning: api_key_file: every user can read "
+                              "\"key\"; chmod it to 0640\n");
+    ck_assert_uint_eq(problems.errors, 0);
+    free(printed);
+    config_free(cfg);
+    config_problems_free(&problems);
+}
+END_TEST
+
+START_TEST(missing_file_is_one_problem)
+{
+    struct config_problems problems = {0};
+    struct config *cfg;
+    char *printed;
+
+    ck_assert_int_eq(config_load("/none/dac.conf", NULL, &cfg, &problems), DAC_E_INVALID);
+    printed = problem_text(&problems);
+    ck_assert_ptr_nonnull(strstr(printed,
+                                 "/none/dac.conf: could not read the configuration: "
+                                 "No such file or directory\n"));
+    free(printed);
+    config_problems_free(&problems);
+}
+END_TEST
+
+START_TEST(seventeen_providers_are_one_too_many)
+{
+    struct config_problems problems = {0};
+    char text[2048] = NO_ENV;
+    struct config *cfg;
+    char *printed;
+
+    for (int i = 0; i < 17; i++)
+        snprintf(text + strlen(text), sizeof(text) - strlen(text),
+                 "[provider p%d]\nbase_url = http://h\n", i);
+    write_text("dac.conf", text);
+    ck_assert_int_eq(config_load("dac.conf", NULL, &cfg, &problems), DAC_E_INVALID);
+    printed = problem_text(&problems);
+    ck_assert_str_eq(printed,
+                     "dac.conf:35: [provider p16] is one too many; there can be 16\n");
+    free(printed);
+    config_problems_free(&problems);
+}
+END_TEST
+
+START_TEST(problems_are_bounded)
+{
+    struct config_problems problems = {0};
+    struct config *cfg;
+    FILE *f = fopen("dac.conf", "w");
+    char *printed;
+
+    fprintf(f, NO_ENV);
+    for (int i = 0; i < 1000; i++)
+        fprintf(f, "junk\n");
+    fclose(f);
+    ck_assert_int_eq(config_load("dac.conf", NULL, &cfg, &problems), DAC_E_INVALID);
+    ck_assert_uint_eq(problems.count, CONFIG_PROBLEMS_MAX);
+    ck_assert_uint_eq(problems.errors, 1000);
+    printed = problem_text(&problems);
+    ck_assert_str_eq(strstr(printed, "and "), "and 900 more\n");
+    free(printed);
+    config_problems_free(&problems);
+}
+END_TEST
+
+static const struct {
+    const char *bytes;
+    size_t n;
+    const char *problem;
+} lines[] = {
+    {"a\0b = 1", 7, "dac.conf:3: line has a control character; remove it\n"},
+    {"name = a\x1b[2J", 12, "dac.conf:3: line has a control character; remove it\n"},
+    {"name = \xff", 8, "dac.conf:3: line is not valid UTF-8; save the file as UTF-8\n"},
+    {NULL, 65537, "dac.conf:3: line is longer than 65536 bytes; make it shorter\n"},
+    {NULL, 65536, "dac.conf:3: name: \"aaa"},
+};
+
+START_TEST(odd_lines)
+{
+    struct config_problems problems = {0};
+    char *text = malloc(sizeof(NO_ENV) + lines[_i].n);
+    size_t head = strlen(NO_ENV);
+    struct config *cfg;
+    char *printed;
+
+    memcpy(text, NO_ENV, head);
+    if (lines[_i].bytes) {
+        memcpy(text + head, lines[_i].bytes, lines[_i].n);
+    } else {
+        memset(text + head, 'a', lines[_i].n);
+        memcpy(text + head, "name=", 5);
+    }
+    write_bytes("dac.conf", text, head + lines[_i].n);
+    ck_assert_int_eq(config_load("dac.conf", NULL, &cfg, &problems), DAC_E_INVALID);
+    printed = problem_text(&problems);
+    ck_assert_int_eq(strncmp(printed, lines[_i].problem, strlen(lines[_i].problem)), 0);
+    free(printed);
+    free(text);
+    config_problems_free(&problems);
+}
+END_TEST
+
+/* --- precedence --------------------------------------------------------------------- */
+
+#define WITH_ENV                                                                         \
+    "[server]\nenv_file = dac.env\n[provider open-ai.x]\nbase_url = http://h\nrps = 1\n"
+
+static const struct {
+    const char *env_file;
+    const char *environ[4];
+    bool coalesce, fanout;
+    double rps;
+    uint32_t burst, concurrency;
+} sources[] = {
+    {"", {NULL}, true, true, 1, 1, 64},
+    {"", {"COALESCE_ENABLED=0", "STREAM_FANOUT_ENABLED=No"}, false, false, 1, 1, 64},
+    {"COALESCE_ENABLED=1\n", {"COALESCE_ENABLED=off"}, true, true, 1, 1, 64},
+    {"COALESCE_ENABLED=\n", {"COALESCE_ENABLED=off"}, false, true, 1, 1, 64},
+    {"", {"COALESCE_ENABLED=", "STREAM_FANOUT_ENABLED"}, true, true, 1, 1, 64},
+    {"", {"OPEN_AI_X_RPS=3.5", "OPEN_AI_X_CONCURRENCY=7"}, true, true, 3.5, 4, 7},
+    {"OPEN_AI_X_RPS=0\n", {"OPEN_AI_X_RPS=9", "OPEN_AI_X_BURST=5"}, true, true, 0, 5, 64},
+    {"# c\n; c\n\nexport  COALESCE_ENABLED='false' # c\n STREAM_FANOUT_ENABLED = no\n",
+     {NULL},
+     true,
+     true,
+     -1,
+     0,
+     0},
+    {"# c\n; c\n\nexport  COALESCE_ENABLED='false' # c\n\tSTREAM_FANOUT_ENABLED=no # c\n"
+     "OTHER_KEY=\"a b\"\nOPEN_AI_X_RPS=8\nOPEN_AI_X_RPS=2\r\n",
+     {NULL},
+     false,
+     false,
+     2,
+     2,
+     64},
+    {"",
+     {"PERPLEXITY_RPS=x", "open_ai_x_rps=5", "=x", "OPEN_AI_X_RPM=5"},
+     true,
+     true,
+     1,
+     1,
+     64},
+};
+
+START_TEST(env_file_wins_over_environment_over_file)
+{
+    const char *environ[5] = {0};
+    struct config_problems problems = {0};
+    struct config *cfg;
+    enum dac_err rc;
+
+    memcpy(environ, sources[_i].environ, sizeof(sources[_i].environ));
+    write_text("dac.env", sources[_i].env_file);
+    write_text("dac.conf", WITH_ENV);
+    rc = config_load("dac.conf", environ, &cfg, &problems);
+    ck_assert_int_eq(rc, sources[_i].rps < 0 ? DAC_E_INVALID : DAC_OK);
+    if (rc == DAC_OK) {
+        ck_assert(cfg->coalesce_enabled == sources[_i].coalesce);
+        ck_assert(cfg->stream_fanout_enabled == sources[_i].fanout);
+        ck_assert(cfg->providers[0].rps == sources[_i].rps);
+        ck_assert_uint_eq(cfg->providers[0].burst, sources[_i].burst);
+        ck_assert_uint_eq(cfg->providers[0].concurrency, sources[_i].concurrency);
+    }
+    config_free(cfg);
+    config_problems_free(&problems);
+}
+END_TEST
+
+START_TEST(bad_variables_name_their_source)
+{
+    const char *const environ[] = {"COALESCE_ENABLED=maybe", "OPEN_AI_X_BURST=\x1b",
+                                   NULL};
+    struct config_problems problems = {0};
+    struct config *cfg;
+    char *printed;
+
+    write_text("dac.env", "\nOPEN_AI_X_RPS=fast\nNOT A VARIABLE\nX='y\nZ=\"a\"b\n");
+    write_text("dac.conf", WITH_ENV);
+    ck_assert_int_eq(config_load("dac.conf", environ, &cfg, &problems), DAC_E_INVALID);
+    printed = problem_text(&problems);
+    ck_assert_str_eq(
+        printed,
+        "environment: COALESCE_ENABLED: \"maybe\" is not a switch; write 1 or 0, true or "
+        "false, on or off\n"
+        "environment: burst: \"?\" is not a whole number; write it like 4, or auto\n"
+        "dac.env:2: rps: \"fast\" is not a number; write it like 10 or 0.5\n"
+        "dac.env:3: not a variable; write NAME=VALUE without blanks around \"=\"\n"
+        "dac.env:4: value has no closing quote; add one\n"
+        "dac.env:5: text behind the closing quote; put the whole value in one pair\n");
+    free(printed);
+    config_problems_free(&problems);
+}
+END_TEST
+
+/* --- printing ----------------------------------------------------------------------- */
+
+static char *printed_config(const struct config *cfg)
+{
+    char *text = NULL;
+    size_t n;
+    FILE *f = open_memstream(&text, &n);
+
+    config_print(cfg, f);
+    fclose(f);
+    return text;
+}
+
+/* The line that begins with `name`, up to its comment. */
+static void check_line(const char *text, const char *expected)
+{
+    ck_assert_msg(strstr(text, expected) != NULL, "no \"%s\" in:\n%s", expected, text);
+}
+
+START_TEST(print_masks_keys_and_reads_back)
+{
+    const char *const environ[] = {"COALESCE_ENABLED=0", NULL};
+    struct config *cfg, *again;
+    char *first, *second;
+
+    write_text("key", "sk-verysecret");
+    cfg = load_good(NO_ENV "workers = 3\nname = x\nlisten = [::]:1, unix:/a;b\n"
+                           "header_timeout = 90s\nkeepalive_timeout = 2h\n"
+                           "[memory]\nshm_size = 65537k\n"
+                           "[store]\nsqlite = \"/a ; \\\"b\\\\\"\n"
+                           "[provider p]\nbase_url = http://h\napi_key_file = key\n"
+                           "models = a*, b\nrps = 0.25\n",
+                    environ);
+    first = printed_config(cfg);
+    ck_assert_ptr_null(strstr(first, "verysecret"));
+    check_line(first, "\nlisten = \"[::]:1, unix:/a;b\" ");
+    check_line(first, "\nheader_timeout = 90s                     ; line 6\n");
+    check_line(first, "\nkeepalive_timeout = 2h ");
+    check_line(first, "\nshm_size = 65537k ");
+    check_line(first, "\nsqlite = \"/a ; \\\"b\\\\\" ");
+    check_line(first, "\nbody_timeout = 30s                       ; default\n");
+    check_line(first, "\nmodels = a*, b ");
+    check_line(first, "\nrps = 0.25 ");
+    check_line(first, "\n; API key: ***\n");
+    check_line(first, "\n; COALESCE_ENABLED = off                 ; environment\n");
+
+    again = load_good(first, environ);
+    ck_assert_str_eq(again->sqlite, cfg->sqlite);
+    ck_assert_str_eq(again->listen.items[1].text, "unix:/a;b");
+    ck_assert_str_eq(again->providers[0].api_key, "sk-verysecret");
+    ck_assert_uint_eq(again->shm_size_bytes, cfg->shm_size_bytes);
+    second = printed_config(again);
+    ck_assert_ptr_nonnull(strstr(second, "\nrps = 0.25 "));
+    free(first);
+    free(second);
+    config_free(cfg);
+    config_free(again);
+}
+END_TEST
+
+START_TEST(description_has_every_setting)
+{
+    char *text = NULL;
+    size_t n;
+    FILE *f = open_memstream(&text, &n);
+
+    config_describe(f);
+    fclose(f);
+    check_line(text,
+               "\n| server | `workers` | `auto` | 1 to 28, or auto | reload, new workers "
+               "| processes that serve clients; auto is one per core |\n");
+    check_line(text, "\n| provider NAME | `base_url` | must be set | ");
+    check_line(text, "\n| memory | `shm_size` | `48m` | 4m to 64g | restart | ");
+    check_line(text, "\n| environment | `COALESCE_ENABLED` | `on` | on, off | reload | ");
+    free(text);
+}
+END_TEST
+
+/* --- junk --------------------------------------------------------------------------- */
+
+/* Lines put together from pieces that mean something, and bytes changed at random. */
+START_TEST(survives_junk)
+{
+    static const char *const pieces[] = {
+        "[server]", "[provider ", "p]",       "listen",
+        "=",        " = ",        "\n",       "\n",
+        "models",   "a,b",        "\"",       "\\\"",
+        " ;",       "#",          "[::1]:1",  "unix:/",
+        "http://h", "rps",        "1.5",      "s",
+        "ms",       "10",         "k",        ",",
+        "\0",       "\xff",       "\t",       "env_file",
+        "\r\n",     "[",          "]",        "burst",
+        "base_url", "auto",       "name",     "9999999999999999999999",
+        "-",        "workers",    "[flight]",
+    };
+
+    srand(11);
+    for (int round = 0; round < 3000; round++) {
+        struct config_problems problems = {0};
+        char text[2048];
+        size_t n = 0;
+        struct config *cfg;
+        enum dac_err rc;
+
+        for (int k = rand() % 60; k > 0; k--) {
+            const char *p = pieces[(size_t)rand() % DAC_ARRAY_LEN(pieces)];
+            size_t len = *p ? strlen(p) : 1; /* the NUL itself */
+
+            memcpy(text + n, p, len);
+            n += len;
+        }
+        for (int k = rand() % 3; k > 0 && n > 0; k--)
+            text[(size_t)rand() % n] = (char)rand();
+        write_bytes(round % 2 ? "dac.conf" : "dac.env", text, n);
+        if (round % 2 == 0)
+            write_text("dac.conf", WITH_ENV);
+        rc = config_load("dac.conf", NULL, &cfg, &problems);
+        ck_assert(rc == (problems.errors > 0 ? DAC_E_INVALID : DAC_OK));
+        if (rc == DAC_OK)
+            free(printed_config(cfg));
+        config_free(cfg);
+        config_problems_free(&problems);
+    }
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("config_load");
+    TCase *tc = tcase_create("load");
+    SRunner *sr;
+    int failed;
+
+    tcase_add_checked_fixture(tc, enter_folder, leave_folder);
+    tcase_set_timeout(tc, 60);
+    tcase_add_test(tc, defaults_are_those_of_the_manual);
+    tcase_add_test(tc, provider_defaults_and_lookup);
+    tcase_add_test(tc, values_as_people_write_them);
+    tcase_add_loop_test(tc, name_comes_from_the_first_address, 0,
+                        (int)DAC_ARRAY_LEN(names));
+    tcase_add_test(tc, relative_paths_start_at_the_file);
+    tcase_add_loop_test(tc, bad_files_are_told_whole, 0, (int)DAC_ARRAY_LEN(bad));
+    tcase_add_loop_test(tc, base_urls, 0, (int)DAC_ARRAY_LEN(urls));
+    tcase_add_loop_test(tc, key_files, 0, (int)DAC_ARRAY_LEN(keys));
+    tcase_add_test(tc, key_that_all_can_read_is_a_warning);
+    tcase_add_test(tc, missing_file_is_one_problem);
+    tcase_add_test(tc, seventeen_providers_are_one_too_many);
+    tcase_add_test(tc, problems_are_bounded);
+    tcase_add_loop_test(tc, odd_lines, 0, (int)DAC_ARRAY_LEN(lines));
+    tcase_add_loop_test(tc, env_file_wins_over_environment_over_file, 0,
+                        (int)DAC_ARRAY_LEN(sources));
+    tcase_add_test(tc, bad_variables_name_their_source);
+    tcase_add_test(tc, print_masks_keys_and_reads_back);
+    tcase_add_test(tc, description_has_every_setting);
+    tcase_add_test(tc, survives_junk);
+    suite_add_tcase(s, tc);
+    sr = srunner_create(s);
+    srunner_run_all(sr, CK_ENV);
+    failed = srunner_ntests_failed(sr);
+    srunner_free(sr);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
