@@ -1,0 +1,162 @@
+/*
+ * dacctl: looks at a running instance from outside. It maps the segment read-only, so it
+ * can disturb nobody, and needs no answer from anyone: it works on a service that stands
+ * still.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <glob.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "config.h"
+#include "dacctl.h"
+
+#define OUTPUT_MAX (UINT64_C(64) << 20)
+#define SHM_FOLDER "/dev/shm/"
+
+static const char usage[] =
+    "Usage: dacctl [-n NAME] [--json] COMMAND\n"
+    "Looks at a running dacd from outside, read-only.\n"
+    "\n"
+    "  status    processes, flights by state, memory, providers, counters\n"
+    "  flights   one line per flight in memory\n"
+    "\n"
+    "  -n, --name NAME  the instance ([server] name; default: the only one that runs)\n"
+    "      --json       one JSON object instead of tables\n"
+    "  -V, --version    print the version and exit\n"
+    "  -h, --help       print this and exit\n";
+
+static const struct command {
+    const char *name;
+    void (*run)(const struct shm *shm, bool json, struct buf *out);
+} commands[] = {
+    {"status", dacctl_status},
+    {"flights", dacctl_flights},
+};
+
+struct arguments {
+    const char *name; /* NULL: the only instance */
+    bool json;
+    const struct command *command;
+};
+
+static const struct command *find_command(const char *name)
+{
+    for (size_t i = 0; i < DAC_ARRAY_LEN(commands); i++) {
+        if (strcmp(commands[i].name, name) == 0)
+            return &commands[i];
+    }
+    return NULL;
+}
+
+/* Returns -1 to go on, else what to exit with. */
+static int parse_arguments(int argc, char **argv, struct arguments *out)
+{
+    static const struct option options[] = {{"name", required_argument, NULL, 'n'},
+                                            {"json", no_argument, NULL, 'j'},
+                                            {"version", no_argument, NULL, 'V'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {0}};
+    int c;
+
+    while ((c = getopt_long(argc, argv, "n:jVh", options, NULL)) != -1) {
+        switch (c) {
+        case 'n':
+            out->name = optarg;
+            break;
+        case 'j':
+            out->json = true;
+            break;
+        case 'V':
+            puts("dacctl " DAC_VERSION);
+            return 0;
+        case 'h':
+            fputs(usage, stdout);
+            return 0;
+        default:
+            fputs(usage, stderr);
+            return 1;
+        }
+    }
+    if (optind + 1 != argc) {
+        fprintf(stderr, "dacctl: one command is needed\n\n%s", usage);
+        return 1;
+    }
+    out->command = find_command(argv[optind]);
+    if (!out->command) {
+        fprintf(stderr, "dacctl: unknown command \"%s\"\n\n%s", argv[optind], usage);
+        return 1;
+    }
+    return -1;
+}
+
+/* The only instance's name into `name`; else says what there is. */
+static bool only_instance(char *name, size_t n)
+{
+    glob_t found = {0};
+    bool ok = false;
+    int rc = glob(SHM_FOLDER "dac-*", 0, NULL, &found);
+
+    if (rc == GLOB_NOMATCH || (rc == 0 && found.gl_pathc == 0)) {
+        fputs("dacctl: no instance runs here (none in " SHM_FOLDER
+              "dac-*; -n names one that is called otherwise)\n",
+              stderr);
+    } else if (rc != 0) {
+        fprintf(stderr, "dacctl: could not read " SHM_FOLDER ": %s\n", strerror(errno));
+    } else if (found.gl_pathc > 1) {
+        fputs("dacctl: several instances; choose one with -n:\n", stderr);
+        for (size_t i = 0; i < found.gl_pathc; i++)
+            fprintf(stderr, "  %s\n", found.gl_pathv[i] + strlen(SHM_FOLDER));
+    } else {
+        ok = (size_t)snprintf(name, n, "%s", found.gl_pathv[0] + strlen(SHM_FOLDER)) < n;
+    }
+    globfree(&found);
+    return ok;
+}
+
+static int run(const struct arguments *args, const char *name)
+{
+    struct buf out = BUF_INIT(OUTPUT_MAX);
+    struct shm shm;
+    char why[256] = "";
+    int rc = 0;
+
+    if (segment_attach(name, &shm, why, sizeof(why)) != DAC_OK) {
+        fprintf(stderr, "dacctl: %s\n", why);
+        return 1;
+    }
+    args->command->run(&shm, args->json, &out);
+    if (out.failed) {
+        fputs("dacctl: out of memory\n", stderr);
+        rc = 1;
+    } else if (fwrite(out.data, 1, out.len, stdout) != out.len || fflush(stdout) != 0) {
+        fprintf(stderr, "dacctl: could not write: %s\n", strerror(errno));
+        rc = 1;
+    }
+    buf_free(&out);
+    segment_detach(&shm);
+    return rc;
+}
+
+int main(int argc, char **argv)
+{
+    struct arguments args = {0};
+    char name[SHM_NAME_SIZE];
+    int rc = parse_arguments(argc, argv, &args);
+
+    if (rc >= 0)
+        return rc;
+    if (args.name) {
+        if (strlen(args.name) >= sizeof(name) || strchr(args.name, '/')) {
+            fprintf(stderr, "dacctl: \"%s\" is no name of an instance\n", args.name);
+            return 1;
+        }
+        snprintf(name, sizeof(name), "%s", args.name);
+    } else if (!only_instance(name, sizeof(name))) {
+        return 1;
+    }
+    return run(&args, name);
+}
