@@ -48,7 +48,8 @@ static int run_load(const struct bench_options *given, bool stream, struct repor
                                       .timeout_ns = o.timeout_ns,
                                       .identical = o.identical,
                                       .gap_ns = o.gap_ns,
-                                      .token_size = o.token_size,
+                                      /* OpenAI chunks don't say how many bytes came. */
+                                      .token_size = o.path ? 0 : o.token_size,
                                       .question = write_question,
                                       .on_all_heads = all_wait}};
     struct load *l = &run.load;

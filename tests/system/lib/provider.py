@@ -57,7 +57,7 @@ class Provider:
         assert binary.exists(), f"{binary} is not built (DAC_BUILD says where to look)"
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
-                [binary, "--port", str(self.port), *self.options],
+                [binary, "--listen", f"127.0.0.1:{self.port}", *self.options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
