@@ -37,6 +37,10 @@ bool load_read_file(const char *path, struct buf *out, char *why, size_t n, int 
     for (;;) {
         char *room = buf_reserve(out, 1);
 
+        if (!room && out->len < out->max) {
+            errno = ENOMEM;
+            goto failed;
+        }
         if (!room)
             break;
         got = read(fd, room, out->cap - out->len - 1);

@@ -37,7 +37,7 @@ static const char *const http2_words[] = {"auto", "off", NULL};
 const struct setting settings[] = {
     {SERVER(name), .name = "name", .type = SETTING_STRING, .def = "",
      .reload = SETTING_RESTART,
-     .help = "name of this instance; by default dac-<first port>"},
+     .help = "name of this instance; by default dac-PORT of the first address"},
     {SERVER(user), .name = "user", .type = SETTING_STRING, .def = "",
      .reload = SETTING_NEW_WORKERS,
      .help = "user to become when started as root"},
