@@ -1,0 +1,45 @@
+/*
+ * How a route asks: joins the flight of a question or leads a new one, and becomes a
+ * member of its audience. Worker, event loop thread only.
+ */
+#ifndef DAC_FLIGHT_ASK_H
+#define DAC_FLIGHT_ASK_H
+
+#include "flight/dialect.h"
+#include "flight/flights.h"
+
+struct ask {
+    struct http_exchange *ex;
+    const struct dialect *dialect;
+    enum flight_kind kind;
+    struct turn_request request;  /* FLIGHT_TURN; moved: the callee frees it */
+    struct thread_request thread; /* FLIGHT_THREAD; moved likewise */
+    char parent[ID_TEXT_SIZE];    /* "" or parent_turn_id: part of the key */
+    uint32_t provider;            /* index in the configuration */
+    bool bypass;                  /* a flight of its own */
+    bool no_finished;             /* joins what runs, takes nothing finished */
+    bool include_usage;
+    uint64_t result_ttl_ns;
+    uint64_t abandon_grace_ns; /* already bounded */
+};
+
+/* Takes over the exchange: it will be answered, whatever happens, and its callbacks are
+ * set here. `ask` itself is the caller's, its request and thread are emptied. */
+void flights_ask(struct flights *fl, struct ask *ask);
+
+/* Makes the exchange a member of a turn that is in memory, as a hit or follower of no
+ * account (no counter moves). `cancel` asks its owner to stop first. DAC_E_NOT_FOUND: not
+ * in memory, or of another org: nothing was touched. DAC_E_BUSY. */
+enum dac_err flights_attach(struct flights *fl, const struct id *turn, const char *org,
+                            const struct dialect *dialect, bool cancel,
+                            struct http_exchange *ex) DAC_CHECK;
+
+/* Reads a turn that is in memory, running or not. DAC_E_NOT_FOUND, DAC_E_BUSY. The result
+ * is to be freed on DAC_OK only; *view borrows from it. */
+enum dac_err flights_peek(struct flights *fl, const struct id *turn, const char *org,
+                          struct turn_result *out, struct turn_view *view) DAC_CHECK;
+
+/* Value of Cache-Status (RFC 9211) for this member. */
+void member_cache_status(const struct member *m, char *out, size_t n);
+
+#endif

@@ -1,0 +1,349 @@
+/*
+ * Local fan-out: one cursor per flight and worker, one encode per record and dialect, one
+ * send() per client (as memcached, h2o and nchan do it: what is published is shared, what
+ * is per client is a position).
+ *
+ * A pass takes what the log has got since the last one, encodes it once for each dialect
+ * that has live members, and walks the live list. A member that does not take its piece
+ * whole becomes LAGGING with a cursor of its own and costs the others nothing. The walk
+ * yields when the budget of sends is used up and goes on at `pass_next`; whoever becomes
+ * live meanwhile is put at the head, where the walk has been.
+ */
+#include <string.h>
+
+#include "base/clock.h"
+#include "flight/internal.h"
+
+/* --- encoding ----------------------------------------------------------------------- */
+
+struct encoding {
+    struct local_flight *lf;
+    const struct dialect *const *dialects;
+    struct buf *const *bufs;
+    size_t n;
+    struct position *at;
+    enum record_type run; /* type of the text that is being merged; 0: none */
+    bool *content;
+};
+
+static void emit(struct encoding *en, enum record_type type, const void *p, size_t n)
+{
+    for (size_t i = 0; i < en->n; i++)
+        if (en->dialects[i]->record)
+            en->dialects[i]->record(&en->lf->view, type, p, n, *en->at, en->bufs[i]);
+}
+
+static void flush_text(struct encoding *en)
+{
+    struct buf *text = &en->lf->fl->text;
+    if (en->run != 0 && text->len > 0)
+        emit(en, en->run, text->data, text->len);
+    en->run = 0;
+    buf_reset(text);
+}
+
+static void take_text(struct encoding *en, enum record_type type, const void *p, size_t n)
+{
+    if (en->run != type)
+        flush_text(en);
+    en->run = type;
+    buf_append(&en->lf->fl->text, p, n);
+    if (type == RECORD_DELTA)
+        en->at->text_bytes += n;
+    *en->content = true;
+}
+
+static enum dac_err take_fixed(void *to, size_t size, const void *p, size_t n)
+{
+    if (n != size)
+        return DAC_E_CORRUPT;
+    memcpy(to, p, size);
+    return DAC_OK;
+}
+
+/* Usage and END are facts of the flight, whoever reads them first. */
+static enum dac_err take_other(struct encoding *en, enum record_type type, const void *p,
+                               size_t n, bool *ended)
+{
+    struct turn_view *v = &en->lf->view;
+    enum dac_err e = DAC_OK;
+
+    flush_text(en);
+    if (type == RECORD_USAGE) {
+        e = take_fixed(&v->usage, sizeof v->usage, p, n);
+    } else if (type == RECORD_END) {
+        e = take_fixed(&v->end, sizeof v->end, p, n);
+        v->end.finish_reason[sizeof v->end.finish_reason - 1] = '\0';
+        v->end.code[sizeof v->end.code - 1] = '\0';
+        v->end.message[sizeof v->end.message - 1] = '\0';
+        *ended = true;
+    } else if (type == RECORD_RESET) {
+        en->at->text_bytes = 0;
+        emit(en, type, p, n);
+    } else if (type == RECORD_TOOL || type == RECORD_CITATIONS) {
+        *en->content = *en->content || type == RECORD_TOOL;
+        emit(en, type, p, n);
+    }
+    return e;
+}
+
+enum dac_err encode_records(struct local_flight *lf, struct blocklog_cursor *c,
+                            struct position *at, const struct dialect *const *dialects,
+                            struct buf *const *bufs, size_t n, bool *content, bool *ended)
+{
+    struct flights *fl = lf->fl;
+    struct encoding en = {.lf = lf,
+                          .dialects = dialects,
+                          .bufs = bufs,
+                          .n = n,
+                          .at = at,
+                          .content = content};
+    uint64_t start = c->offset;
+    struct blocklog_record r;
+    enum dac_err e;
+
+    buf_reset(&fl->text);
+    while (c->offset - start < PASS_BYTES &&
+           (e = blocklog_peek(fl->shm, c, &r)) == DAC_OK) {
+        void *scratch = flights_scratch(fl, r.len);
+        if (!scratch)
+            return DAC_E_NOMEM;
+        const void *p = blocklog_payload(fl->shm, c, &r, scratch);
+        if (r.generation != at->generation) {
+            flush_text(&en);
+            at->generation = r.generation;
+        }
+        if (r.type == RECORD_DELTA || r.type == RECORD_REASONING)
+            take_text(&en, r.type, p, r.len);
+        else if ((e = take_other(&en, r.type, p, r.len, ended)) != DAC_OK)
+            return e;
+        blocklog_next(fl->shm, c, &r);
+    }
+    flush_text(&en);
+    if (c->offset != start)
+        return DAC_OK;
+    return e;
+}
+
+/* --- sending to one ----------------------------------------------------------------- */
+
+void member_begin(struct member *m)
+{
+    char text[96];
+
+    if (http_stream_begun(m->ex))
+        return;
+    member_cache_status(m, text, sizeof text);
+    http_add_header(m->ex, "Cache-Status", text);
+    http_add_header(m->ex, "Cache-Control", "no-cache, no-transform");
+    http_add_header(m->ex, "X-Accel-Buffering", "no");
+    http_add_header(m->ex, "x-dac-turn-id", m->flight->view.turn_id);
+    http_stream_begin(m->ex, 200, m->dialect->content_type);
+}
+
+/* Sends one finished piece. AGAIN still means that the member has it: what is left waits
+ * in its connection. */
+static enum dac_err send_piece(struct member *m, const struct http_piece *piece)
+{
+    struct flights *fl = m->flight->fl;
+    if (piece->payload_len == 0)
+        return DAC_OK;
+    m->last_sent_ns = fl->pass_now_ns;
+    shm_count(fl->shm, SHM_C_deliveries, 1);
+    return http_stream_send(m->ex, piece);
+}
+
+bool member_send(struct member *m, struct buf *encoded)
+{
+    struct http_piece piece;
+
+    m->flight->fl->pass_now_ns = clock_now_ns();
+    if (http_piece_end(encoded, &piece) != DAC_OK) {
+        /* No memory for its piece: it must not miss a byte silently. */
+        http_abort(m->ex);
+        m->ex = NULL;
+        return false;
+    }
+    return send_piece(m, &piece) == DAC_OK;
+}
+
+/* --- the pass ----------------------------------------------------------------------- */
+
+/* Reads on and encodes for every dialect that is listened to. */
+static enum dac_err pass_begin(struct local_flight *lf)
+{
+    const struct dialect *dialects[DIALECTS_MAX];
+    struct buf *bufs[DIALECTS_MAX];
+    struct encoder *encoders[DIALECTS_MAX];
+    size_t n = 0;
+    bool ended = false;
+    bool content = false;
+
+    for (size_t i = 0; i < DIALECTS_MAX; i++) {
+        struct encoder *enc = &lf->encoders[i];
+        if (enc->live == 0)
+            continue;
+        http_piece_begin(&enc->buf);
+        encoders[n] = enc;
+        dialects[n] = enc->dialect;
+        bufs[n++] = &enc->buf;
+    }
+    lf->pass_at = lf->at;
+    enum dac_err e =
+        encode_records(lf, &lf->cursor, &lf->at, dialects, bufs, n, &content, &ended);
+    if (e != DAC_OK)
+        return e;
+    for (size_t i = 0; i < n; i++)
+        if (http_piece_end(&encoders[i]->buf, &encoders[i]->piece) != DAC_OK)
+            return DAC_E_NOMEM;
+    lf->pass_content = content;
+    lf->pass_ended = ended;
+    lf->pass_next = TAILQ_FIRST(&lf->live);
+    lf->fl->pass_now_ns = clock_now_ns();
+    return DAC_OK;
+}
+
+/* The first content: what is this member's own goes before, in the same send. */
+static enum dac_err send_first(struct member *m, const struct encoder *enc)
+{
+    struct local_flight *lf = m->flight;
+    struct buf *b = &lf->fl->piece;
+    struct http_piece piece;
+
+    m->first_sent = true;
+    if (!m->dialect->first)
+        return send_piece(m, &enc->piece);
+    http_piece_begin(b);
+    m->dialect->first(&lf->view, m, lf->pass_at, b);
+    buf_append(b, enc->piece.payload, enc->piece.payload_len);
+    if (http_piece_end(b, &piece) != DAC_OK)
+        return DAC_E_NOMEM;
+    return send_piece(m, &piece);
+}
+
+static const struct encoder *live_encoder(const struct local_flight *lf,
+                                          const struct dialect *d)
+{
+    for (size_t i = 0; i < DIALECTS_MAX; i++)
+        if (lf->encoders[i].live > 0 && lf->encoders[i].dialect == d)
+            return &lf->encoders[i];
+    return NULL;
+}
+
+static void send_to(struct member *m)
+{
+    struct local_flight *lf = m->flight;
+    const struct encoder *enc = live_encoder(lf, m->dialect);
+    enum dac_err e;
+
+    DAC_ASSERT(enc);
+    if (lf->pass_content && !m->first_sent)
+        e = send_first(m, enc);
+    else
+        e = send_piece(m, &enc->piece);
+    if (e == DAC_OK)
+        return;
+    m->cursor = lf->cursor;
+    m->at = lf->at;
+    if (e == DAC_E_NOMEM) {
+        http_abort(m->ex);
+        m->ex = NULL;
+    }
+    member_set_state(m, MEMBER_LAGGING);
+}
+
+/* Walks on; false: the budget is used up. */
+static bool pass_walk(struct local_flight *lf, int *budget)
+{
+    struct member *m;
+
+    while ((m = lf->pass_next) != NULL) {
+        if (*budget <= 0)
+            return false;
+        lf->pass_next = TAILQ_NEXT(m, link);
+        send_to(m);
+        (*budget)--;
+    }
+    return true;
+}
+
+/* Everyone who was live has everything: with END they all go on to their own endings. */
+static void pass_over(struct local_flight *lf)
+{
+    struct member *m;
+
+    lf->content_seen = lf->content_seen || lf->pass_content;
+    lf->pass_content = false;
+    if (!lf->pass_ended)
+        return;
+    lf->pass_ended = false;
+    lf->end_seen = true;
+    while ((m = TAILQ_FIRST(&lf->live)) != NULL) {
+        m->cursor = lf->cursor;
+        m->at = lf->at;
+        member_set_state(m, MEMBER_ENDING);
+    }
+}
+
+/* Members that have cursors of their own, or wait. */
+static bool others_run(struct local_flight *lf, int *budget)
+{
+    struct member *m, *next;
+    bool all = true;
+
+    if (lf->content_seen || lf->end_seen)
+        for (m = TAILQ_FIRST(&lf->waiting); m; m = next) {
+            next = TAILQ_NEXT(m, link);
+            all = lag_run(m, budget) && all;
+        }
+    for (m = TAILQ_FIRST(&lf->lagging); m; m = next) {
+        next = TAILQ_NEXT(m, link);
+        all = lag_run(m, budget) && all;
+    }
+    return all;
+}
+
+static void fail_all(struct local_flight *lf)
+{
+    struct member_list *lists[] = {&lf->live, &lf->waiting, &lf->lagging};
+
+    lf->pass_next = NULL;
+    for (size_t i = 0; i < DAC_ARRAY_LEN(lists); i++) {
+        struct member *m;
+        while ((m = TAILQ_FIRST(lists[i])) != NULL) {
+            if (m->ex)
+                http_abort(m->ex);
+            member_free(m);
+        }
+    }
+}
+
+bool audience_run(struct local_flight *lf, int *budget)
+{
+    enum dac_err e = DAC_OK;
+    bool all = true;
+
+    lf->running = true;
+    while (*budget > 0 && e == DAC_OK) {
+        if (!lf->pass_next && !lf->end_seen)
+            e = pass_begin(lf);
+        else if (!lf->pass_next)
+            e = DAC_E_AGAIN;
+        if (e == DAC_OK || lf->pass_next) {
+            if (!pass_walk(lf, budget))
+                break;
+            pass_over(lf);
+        }
+    }
+    if (e == DAC_E_CORRUPT || e == DAC_E_NOMEM) {
+        log_error(0, "flight %u: its log could not be read: %s; its clients are cut off",
+                  lf->ref.index, dac_err_text(e));
+        fail_all(lf);
+    } else if (lf->pass_next || e == DAC_OK) {
+        all = false;
+    }
+    if (!lf->pass_next)
+        all = others_run(lf, budget) && all;
+    lf->running = false;
+    return all;
+}

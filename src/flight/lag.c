@@ -1,0 +1,314 @@
+/*
+ * Members one by one: those that replay or lag, those that wait for a verdict, and how
+ * each of them ends.
+ *
+ * A lagging member encodes for itself, from its own cursor, as much as one pass; text
+ * that piled up is merged into few events. When it has caught up it becomes live again.
+ */
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "flight/internal.h"
+#include "http/problem.h"
+
+static void on_gone(struct http_exchange *ex, void *user)
+{
+    struct member *m = user;
+    (void)ex;
+    m->ex = NULL;
+    member_leave(m);
+}
+
+static void on_writable(struct http_exchange *ex, void *user)
+{
+    struct member *m = user;
+    struct local_flight *lf = m->flight;
+    int budget = 8;
+
+    (void)ex;
+    lf->running = true;
+    lag_run(m, &budget);
+    lf->running = false;
+    local_schedule(lf);
+}
+
+const struct http_callbacks member_callbacks = {.on_gone = on_gone,
+                                                .on_writable = on_writable};
+
+/* The exchange was ended; so is the member. */
+static void member_over(struct member *m)
+{
+    m->ex = NULL;
+    member_leave(m);
+}
+
+/* Fresh figures for what is written once per client. */
+static const struct turn_view *view_now(struct local_flight *lf)
+{
+    const struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
+    lf->view.timing = turn_timing(lf->fl->shm, lf->ref.index);
+    lf->view.stored =
+        (enum flight_stored)atomic_load_explicit(&f->stored, memory_order_acquire);
+    return &lf->view;
+}
+
+static bool done_timed_out(const struct local_flight *lf)
+{
+    const struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
+    uint64_t ended = atomic_load_explicit(&f->ended_ns, memory_order_relaxed);
+    return clock_now_ns() > ended + lf->fl->config->done_timeout_ns;
+}
+
+static const struct turn_result *whole_result(struct local_flight *lf)
+{
+    if (lf->result)
+        return lf->result;
+    lf->result = calloc(1, sizeof *lf->result);
+    if (lf->result && turn_result_read(lf->fl->shm, lf->ref, lf->result) != DAC_OK) {
+        turn_result_free(lf->result);
+        free(lf->result);
+        lf->result = NULL;
+    }
+    return lf->result;
+}
+
+/* A whole answer, or a refusal before anything was sent. */
+static void finish_json(struct member *m)
+{
+    struct local_flight *lf = m->flight;
+    const struct turn_view *v = view_now(lf);
+    bool failed = v->end.status == TURN_FAILED;
+
+    if (!failed && v->end.status != TURN_INCOMPLETE && v->stored == STORED_NO &&
+        !done_timed_out(lf))
+        return;
+    const struct turn_result *r = failed ? NULL : whole_result(lf);
+    char text[96];
+    member_cache_status(m, text, sizeof text);
+    http_add_header(m->ex, "Cache-Status", text);
+    http_add_header(m->ex, "x-dac-turn-id", v->turn_id);
+    if (failed) {
+        m->dialect->reject(v, m);
+    } else if (r) {
+        m->dialect->answer(v, m, r);
+    } else {
+        struct http_problem p = {.status = 503, .code = "no_memory", .offset = -1};
+        http_respond_problem(m->ex, &p, "the gateway is out of memory; try again");
+    }
+    member_over(m);
+}
+
+static void finish_stream(struct member *m)
+{
+    struct local_flight *lf = m->flight;
+    const struct turn_view *v = view_now(lf);
+    struct buf *b = &lf->fl->piece;
+    bool over = false;
+
+    if (!m->tail_sent) {
+        http_piece_begin(b);
+        over = m->dialect->end(v, m, m->at, b);
+        m->tail_sent = true;
+        if (!member_send(m, b) && (!m->ex || !over))
+            return;
+    }
+    if (!over) {
+        if (v->stored == STORED_NO && !done_timed_out(lf))
+            return;
+        http_piece_begin(b);
+        m->dialect->done(v, m, m->at, b);
+        member_send(m, b);
+        if (!m->ex)
+            return;
+    }
+    http_stream_end(m->ex);
+    member_over(m);
+}
+
+void lag_finish(struct member *m)
+{
+    if (!m->dialect->stream) {
+        finish_json(m);
+        return;
+    }
+    if (!http_stream_begun(m->ex)) {
+        if (m->flight->view.end.status == TURN_FAILED) {
+            finish_json(m);
+            return;
+        }
+        member_begin(m);
+    }
+    member_set_state(m, MEMBER_ENDING);
+    if (http_stream_ready(m->ex))
+        finish_stream(m);
+}
+
+static void send_comment(struct member *m)
+{
+    struct buf *b = &m->flight->fl->piece;
+    if (!m->dialect->comment)
+        return;
+    http_piece_begin(b);
+    m->dialect->comment(b);
+    member_send(m, b);
+}
+
+/* One piece from the member's own cursor. DAC_E_AGAIN: it has all there is. */
+static enum dac_err lag_step(struct member *m, bool *ended)
+{
+    struct local_flight *lf = m->flight;
+    struct buf *b = &lf->fl->piece;
+    struct buf own = BUF_INIT(ENCODE_MAX);
+    struct buf *bufs[] = {&own};
+    const struct dialect *dialects[] = {m->dialect};
+    struct position before = m->at;
+    bool content = false;
+    enum dac_err e =
+        encode_records(lf, &m->cursor, &m->at, dialects, bufs, 1, &content, ended);
+
+    if (e == DAC_OK) {
+        http_piece_begin(b);
+        if (content && !m->first_sent) {
+            m->first_sent = true;
+            if (m->dialect->first)
+                m->dialect->first(&lf->view, m, before, b);
+        }
+        buf_append(b, own.data, own.len);
+        if (own.failed)
+            b->failed = true;
+        member_send(m, b);
+    }
+    buf_free(&own);
+    return e;
+}
+
+static bool lag_catch_up(struct member *m, int *budget)
+{
+    struct local_flight *lf = m->flight;
+    bool ended = false;
+    enum dac_err e = DAC_OK;
+
+    while (m->ex && !ended && http_stream_ready(m->ex)) {
+        if (*budget <= 0)
+            return false;
+        (*budget)--;
+        e = lag_step(m, &ended);
+        if (e == DAC_E_AGAIN)
+            break;
+        if (e != DAC_OK && m->ex) {
+            http_abort(m->ex);
+            m->ex = NULL;
+        }
+    }
+    if (!m->ex) {
+        member_leave(m);
+        return true;
+    }
+    if (ended) {
+        lag_finish(m);
+        return true;
+    }
+    /* Live only at the same place as the others, and with room for the next piece. */
+    if (e == DAC_E_AGAIN && m->cursor.offset == lf->cursor.offset && !lf->end_seen)
+        member_set_state(m, MEMBER_LIVE);
+    else if (e == DAC_E_AGAIN && m->cursor.offset > lf->cursor.offset)
+        local_schedule(lf); /* it overtook the shared cursor, which follows at once */
+    return true;
+}
+
+bool lag_run(struct member *m, int *budget)
+{
+    struct local_flight *lf = m->flight;
+
+    if (!m->ex) {
+        member_leave(m);
+        return true;
+    }
+    if (m->state == MEMBER_ENDING) {
+        if (http_stream_ready(m->ex))
+            finish_stream(m);
+        return true;
+    }
+    if (m->state == MEMBER_WAITING) {
+        if (!m->dialect->stream) {
+            if (lf->end_seen)
+                finish_json(m);
+            return true;
+        }
+        if (lf->end_seen && !lf->content_seen && lf->view.end.status == TURN_FAILED) {
+            finish_json(m);
+            return true;
+        }
+        member_begin(m);
+        struct buf *b = &lf->fl->piece;
+        http_piece_begin(b);
+        if (m->dialect->open)
+            m->dialect->open(&lf->view, m, m->at, b);
+        else if (!lf->content_seen && m->dialect->comment)
+            m->dialect->comment(b);
+        member_send(m, b);
+        member_set_state(m, MEMBER_LAGGING);
+    }
+    return lag_catch_up(m, budget);
+}
+
+void audience_enter(struct member *m)
+{
+    struct local_flight *lf = m->flight;
+    int budget = 2;
+
+    blocklog_rewind(&m->cursor, lf->ref);
+    if (m->dialect->stream && m->dialect->eager)
+        lag_run(m, &budget);
+}
+
+/* A verdict that is late: a comment commits status 200, so that proxies keep waiting. */
+static bool verdict_is_late(const struct member *m, uint64_t now_ns)
+{
+    const struct local_flight *lf = m->flight;
+    const struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
+    uint64_t fetch = atomic_load_explicit(&f->fetch_ns, memory_order_relaxed);
+
+    return m->dialect->stream &&
+           ((fetch != 0 && now_ns > fetch + VERDICT_AFTER_QUEUE_NS) ||
+            now_ns > m->arrived_ns + VERDICT_IN_ALL_NS);
+}
+
+static void tick_list(struct member_list *list, uint64_t now_ns)
+{
+    struct member *m, *next;
+    int budget = SENDS_PER_TURN;
+
+    for (m = TAILQ_FIRST(list); m; m = next) {
+        next = TAILQ_NEXT(m, link);
+        if (!m->ex || !m->dialect->stream)
+            continue;
+        if (m->state == MEMBER_WAITING) {
+            if (!verdict_is_late(m, now_ns))
+                continue;
+            lag_run(m, &budget);
+            continue;
+        }
+        if (now_ns - m->last_sent_ns < COMMENT_NS || !http_stream_ready(m->ex))
+            continue;
+        if (m->state == MEMBER_LIVE) {
+            struct local_flight *lf = m->flight;
+            if (lf->pass_next)
+                continue; /* it is about to get something */
+            m->cursor = lf->cursor;
+            m->at = lf->at;
+            member_set_state(m, MEMBER_LAGGING); /* back to LIVE if it takes it whole */
+        }
+        send_comment(m);
+    }
+}
+
+void lag_tick(struct local_flight *lf, uint64_t now_ns)
+{
+    lf->running = true;
+    tick_list(&lf->waiting, now_ns);
+    tick_list(&lf->lagging, now_ns);
+    tick_list(&lf->live, now_ns);
+    lf->running = false;
+    local_schedule(lf);
+}
