@@ -93,7 +93,7 @@ install_venv() {
         PATH="$PWD/.venv/bin:$PATH"
         cd .venv/node
         # shellcheck disable=SC2086
-        npm install --no-audit --no-fund --no-progress --loglevel=error \
+        npm install --no-audit --no-fund --no-progress --no-update-notifier --loglevel=error \
             --cache "$PWD/../npm-cache" $node_packages </dev/null >&2
     )
     rm -rf .venv/npm-cache
