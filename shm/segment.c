@@ -295,7 +295,16 @@ enum dac_err segment_create(const struct shm_options *opt, struct shm *out,
     if (e != DAC_OK)
         return e;
     out->size = (size_t)plan.total;
-    e = allocate(out, out->lock_fd, opt, why, n);
+    /* A second description of the file: a mapping keeps the one it was made from open, and
+     * with it flock()'s lock, so children would hold the instance beyond the master's death. */
+    int map_fd = shm_open(path, O_RDWR | O_CLOEXEC, 0);
+    if (map_fd < 0) {
+        snprintf(why, n, "could not open shared memory \"%s\": %s", path, strerror(errno));
+        e = DAC_E_SYS;
+    } else {
+        e = allocate(out, map_fd, opt, why, n);
+        close(map_fd);
+    }
     if (e == DAC_OK) {
         e = segment_init(out, opt, &plan);
         if (e != DAC_OK)

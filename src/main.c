@@ -65,6 +65,23 @@ static int parse_arguments(int argc, char **argv, struct arguments *out)
     return -1;
 }
 
+/* To the log, where a service's administrator looks. */
+static void log_problems(const struct config_problems *p)
+{
+    char place[32] = "";
+
+    for (size_t i = 0; i < p->count; i++) {
+        const struct config_problem *at = &p->items[i];
+
+        if (at->line > 0)
+            snprintf(place, sizeof(place), ":%u", at->line);
+        (at->warning ? log_warn : log_error)(0, "%s%s: %s", at->file,
+                                             at->line > 0 ? place : "", at->text);
+    }
+    if (p->dropped > 0)
+        log_error(0, "and %zu more problems", p->dropped);
+}
+
 static int report_test(const struct config *cfg, const char *path)
 {
     config_print(cfg, stdout);
@@ -95,7 +112,10 @@ int main(int argc, char **argv)
         return EXIT_START;
     }
     e = config_load(path, (const char *const *)environ, &cfg, problems);
-    config_problems_print(problems, stderr);
+    if (args.test)
+        config_problems_print(problems, stderr);
+    else
+        log_problems(problems);
     config_problems_free(problems);
     free(problems);
     if (e != DAC_OK) {

@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/signalfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -32,8 +33,9 @@
 #include "process/title.h"
 
 #define REBIND_NS      (3 * NS_PER_S) /* a killed master's workers close their sockets */
-#define DRAIN_EXTRA_NS (5 * NS_PER_S) /* beyond drain_timeout, then SIGKILL */
-#define STORE_EXTRA_NS (5 * NS_PER_S) /* beyond done_timeout, then SIGKILL */
+#define DYING_NS       (500 * NS_PER_MS) /* a killed master has not let go of its lock yet */
+#define DRAIN_EXTRA_NS (5 * NS_PER_S)    /* beyond drain_timeout, then SIGKILL */
+#define STORE_EXTRA_NS (5 * NS_PER_S)    /* beyond done_timeout, then SIGKILL */
 #define STORE_HURRY_NS (2 * NS_PER_S)
 #define STORE_TRIES    3   /* recorders started to store the rest, if one dies doing so */
 #define OWN_FILES      160 /* eventfds, sockets and files of a worker beside its clients */
@@ -310,8 +312,10 @@ static enum dac_err make_segment(struct master *m, bool *replaced)
                               .provider_count = (uint32_t)m->cfg->provider_count,
                               .owner_uid = m->privileges.uid,
                               .owner_gid = m->privileges.gid};
+    const struct timespec step = {.tv_nsec = 20 * NS_PER_MS};
     const char *in_use;
     char why[512] = "";
+    uint64_t deadline;
     enum dac_err e;
 
     for (size_t i = 0; i < m->cfg->provider_count; i++) {
@@ -321,7 +325,11 @@ static enum dac_err make_segment(struct master *m, bool *replaced)
                                                  .burst = p->burst,
                                                  .concurrency = p->concurrency};
     }
-    e = segment_create(&opt, &m->shm, replaced, why, sizeof(why));
+    deadline = clock_now_ns() + DYING_NS;
+    while ((e = segment_create(&opt, &m->shm, replaced, why, sizeof(why))) ==
+               DAC_E_EXISTS &&
+           clock_now_ns() < deadline)
+        nanosleep(&step, NULL);
     in_use = e == DAC_E_EXISTS ? listeners_in_use(m->cfg) : NULL;
     if (in_use)
         log_error(0, "address %s is already in use: %s", in_use, why);
