@@ -213,6 +213,7 @@ static enum dac_err send_first(struct member *m, const struct encoder *enc)
     m->first_sent = true;
     if (!m->dialect->first)
         return send_piece(m, &enc->piece);
+    lf->view.timing = turn_timing(lf->fl->shm, lf->ref.index);
     http_piece_begin(b);
     m->dialect->first(&lf->view, m, lf->pass_at, b);
     buf_append(b, enc->piece.payload, enc->piece.payload_len);

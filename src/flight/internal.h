@@ -130,7 +130,7 @@ struct flights {
     struct local_flight **table; /* by flight index */
     struct local_list all;
     struct local_list run; /* have something to do */
-    bool in_run; /* on_run() is at it: it comes back by itself */
+    bool in_run;           /* on_run() is at it: it comes back by itself */
     struct event *run_event;
     struct event *wake_event;
     struct event *room_timer;

@@ -85,8 +85,10 @@ static void finish_json(struct member *m)
     const struct turn_result *r = failed ? NULL : whole_result(lf);
     char text[96];
     member_cache_status(m, text, sizeof text);
-    http_add_header(m->ex, "Cache-Status", text);
-    http_add_header(m->ex, "x-dac-turn-id", v->turn_id);
+    if (lf->model[0]) {
+        http_add_header(m->ex, "Cache-Status", text);
+        http_add_header(m->ex, "x-dac-turn-id", v->turn_id);
+    }
     if (failed) {
         m->dialect->reject(v, m);
     } else if (r) {
@@ -170,6 +172,7 @@ static enum dac_err lag_step(struct member *m, bool *ended)
         http_piece_begin(b);
         if (content && !m->first_sent) {
             m->first_sent = true;
+            lf->view.timing = turn_timing(lf->fl->shm, lf->ref.index);
             if (m->dialect->first)
                 m->dialect->first(&lf->view, m, before, b);
         }
