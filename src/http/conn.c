@@ -190,12 +190,12 @@ static void dispatch(struct conn *c)
     c->state = CONN_EXCHANGE;
     conn_set_wait(c, conn_unsent(c) > 0 ? WAIT_STALL : WAIT_NONE);
     ex->arrived_ns = clock_now_ns();
-    if (ex->reject.status) {
+    if (ex->in->reject.status) {
         exchange_reject(ex);
         return;
     }
     ex->in_handler = true;
-    ex->match.route->handler(ex, c->server->opt.ctx);
+    ex->in->match.route->handler(ex, c->server->opt.ctx);
     ex->in_handler = false;
     if (ex->streaming || ex->over)
         exchange_forget(ex);
@@ -218,7 +218,7 @@ static bool on_head(struct conn *c, bool more_input)
 {
     static const char go_on[] = "HTTP/1.1 100 Continue\r\n\r\n";
     struct http_exchange *ex = c->ex;
-    struct h1_request *r = ex->request;
+    struct h1_request *r = &ex->in->h1;
 
     c->server->stats.requests++;
     ex->minor = (uint8_t)r->minor;
@@ -229,7 +229,7 @@ static bool on_head(struct conn *c, bool more_input)
         conn_close(c);
         return false;
     }
-    if (ex->reject.status) {
+    if (ex->in->reject.status) {
         if (ex->must_close || (r->expect_continue && h1_has_body(r))) {
             answer_early(c, NULL);
             return false;
@@ -272,11 +272,12 @@ static size_t process(struct conn *c, const char *data, size_t n)
             if (used == n || budget-- == 0 || !begin_request(c))
                 return used;
         }
-        enum h1_result res = h1_feed(c->ex->request, data + used, n - used, &took);
+        enum h1_result res = h1_feed(&c->ex->in->h1, data + used, n - used, &took);
         used += took;
         switch (res) {
         case H1_MORE:
-            if (c->ex->reject.status) /* known to fail: no use in waiting for the body */
+            /* Known to fail: no use in waiting for the body. */
+            if (c->ex->in->reject.status)
                 answer_early(c, NULL);
             return used;
         case H1_HEAD:
@@ -287,7 +288,7 @@ static size_t process(struct conn *c, const char *data, size_t n)
             dispatch(c);
             break;
         case H1_ERROR:
-            answer_early(c, &c->ex->request->fault);
+            answer_early(c, &c->ex->in->h1.fault);
             return used;
         }
     }
@@ -337,7 +338,7 @@ void conn_expired(struct conn *c)
     switch (c->wait) {
     case WAIT_HEAD:
     case WAIT_BODY:
-        if (!h1_started(c->ex->request))
+        if (!h1_started(&c->ex->in->h1))
             break;
         snprintf(fault.detail, sizeof(fault.detail), "the request's %s took too long",
                  c->wait == WAIT_HEAD ? "head" : "body");

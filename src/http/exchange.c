@@ -14,17 +14,18 @@ struct http_exchange *exchange_new(struct conn *c)
 {
     const struct http_limits *limits = &c->server->opt.limits;
     struct http_exchange *ex = calloc(1, sizeof(*ex));
-    struct h1_request *r = ex ? malloc(sizeof(*r)) : NULL;
+    struct inbound *in = ex ? malloc(sizeof(*in)) : NULL;
 
-    if (!r) {
+    if (!in) {
         free(ex);
         return NULL;
     }
-    h1_request_init(r, limits->header_max, limits->body_max);
+    memset(in, 0, offsetof(struct inbound, h1));
+    h1_request_init(&in->h1, limits->header_max, limits->body_max);
     ex->magic = EXCHANGE_MAGIC;
     ex->minor = 1;
     ex->conn = c;
-    ex->request = r;
+    ex->in = in;
     ex->headers = BUF_INIT(HTTP_HEADERS_OUT_MAX);
     c->ex = ex;
     return ex;
@@ -32,17 +33,12 @@ struct http_exchange *exchange_new(struct conn *c)
 
 void exchange_forget(struct http_exchange *ex)
 {
-    if (ex->request) {
-        h1_request_free(ex->request);
-        free(ex->request);
-        ex->request = NULL;
-    }
-    free(ex->strings);
-    ex->strings = NULL;
-    ex->path = NULL;
-    ex->query = NULL;
-    ex->query_len = 0;
-    ex->match.arg_count = 0;
+    if (!ex->in)
+        return;
+    h1_request_free(&ex->in->h1);
+    free(ex->in->strings);
+    free(ex->in);
+    ex->in = NULL;
 }
 
 void exchange_over(struct http_exchange *ex)
@@ -70,10 +66,9 @@ void exchange_free(struct http_exchange *ex)
  */
 
 /* Decodes path, segments and query into one allocation. */
-static enum dac_err decode_target(struct http_exchange *ex, const char **raw,
-                                  char **segments)
+static enum dac_err decode_target(struct inbound *in, const char **raw, char **segments)
 {
-    struct h1_request *r = ex->request;
+    struct h1_request *r = &in->h1;
     const char *path = r->head.data + r->path;
     const char *query = r->has_query ? r->head.data + r->query : "";
     size_t path_len = strlen(path);
@@ -81,13 +76,13 @@ static enum dac_err decode_target(struct http_exchange *ex, const char **raw,
     char *to = malloc(2 * (path_len + 1) + 2 * strlen(query) + 2);
     if (!to)
         return DAC_E_NOMEM;
-    ex->strings = to;
-    ex->path = to;
+    in->strings = to;
+    in->path = to;
     target_decode(to, path, path_len, false);
     *segments = to + path_len + 1;
     char *pairs = *segments + path_len + 1;
-    ex->query = pairs;
-    ex->query_len = target_split_query(pairs, query);
+    in->query = pairs;
+    in->query_len = target_split_query(pairs, query);
     *raw = path;
     return DAC_OK;
 }
@@ -105,18 +100,15 @@ static void reject(struct http_exchange *ex, bool must_close, int status,
                    const char *code, const char *field, const char *detail)
 {
     ex->must_close = must_close;
-    ex->reject.status = status;
-    ex->reject.code = code;
-    ex->reject.field = field;
-    ex->reject.detail = detail;
+    ex->in->reject = (struct rejection){status, code, field, detail};
 }
 
 /* What a head can be refused for before its body is read. */
 static void admit(struct http_exchange *ex)
 {
-    struct h1_request *r = ex->request;
+    struct h1_request *r = &ex->in->h1;
     unsigned sends = HTTP_POST | HTTP_PUT | HTTP_PATCH;
-    const struct http_route *route = ex->match.route;
+    const struct http_route *route = ex->in->match.route;
 
     if (r->content_length > ex->conn->server->opt.limits.body_max)
         reject(ex, true, 413, "body_too_large", "Content-Length",
@@ -124,7 +116,7 @@ static void admit(struct http_exchange *ex)
     else if (r->expect_unknown && r->minor >= 1)
         reject(ex, true, 417, "unknown_expectation", "Expect",
                "the only expectation known here is 100-continue");
-    else if (!ex->match.allowed)
+    else if (!ex->in->match.allowed)
         reject(ex, false, 404, "not_found", NULL, "no such resource");
     else if (!route && ex->method == HTTP_OPTIONS)
         reject(ex, false, 204, NULL, NULL, NULL);
@@ -143,17 +135,18 @@ static void admit(struct http_exchange *ex)
 enum dac_err exchange_route(struct http_exchange *ex)
 {
     const struct http_server_options *opt = &ex->conn->server->opt;
+    struct inbound *in = ex->in;
     const char *raw;
     char *segments;
 
-    enum dac_err e = decode_target(ex, &raw, &segments);
+    enum dac_err e = decode_target(in, &raw, &segments);
     if (e != DAC_OK)
         return e;
     if (strcmp(raw, "*") == 0)
-        ex->match.allowed = HTTP_GET | HTTP_HEAD | HTTP_POST | HTTP_PUT | HTTP_PATCH |
+        in->match.allowed = HTTP_GET | HTTP_HEAD | HTTP_POST | HTTP_PUT | HTTP_PATCH |
                             HTTP_DELETE | HTTP_OPTIONS;
     else
-        router_find(opt->routes, opt->route_count, ex->method, raw, segments, &ex->match);
+        router_find(opt->routes, opt->route_count, ex->method, raw, segments, &in->match);
     admit(ex);
     return DAC_OK;
 }
@@ -161,15 +154,15 @@ enum dac_err exchange_route(struct http_exchange *ex)
 void exchange_reject(struct http_exchange *ex)
 {
     struct http_problem p = {
-        .status = ex->reject.status,
-        .code = ex->reject.code,
-        .field = ex->reject.field,
+        .status = ex->in->reject.status,
+        .code = ex->in->reject.code,
+        .field = ex->in->reject.field,
         .offset = -1,
     };
 
     if (p.status == 405 || p.status == 204) {
         struct buf allow = BUF_INIT(128);
-        router_put_allow(&allow, ex->match.allowed);
+        router_put_allow(&allow, ex->in->match.allowed);
         const char *text = buf_cstr(&allow);
         if (text)
             http_add_header(ex, "Allow", text);
@@ -178,7 +171,7 @@ void exchange_reject(struct http_exchange *ex)
     if (p.status == 204)
         http_respond(ex, 204, NULL, NULL, 0);
     else
-        http_respond_problem(ex, &p, "%s", ex->reject.detail);
+        http_respond_problem(ex, &p, "%s", ex->in->reject.detail);
 }
 
 void exchange_refuse(struct http_exchange *ex, const struct h1_fault *fault)
@@ -190,7 +183,7 @@ void exchange_refuse(struct http_exchange *ex, const struct h1_fault *fault)
         .offset = -1,
     };
 
-    ex->method = ex->request->method;
+    ex->method = ex->in->h1.method;
     http_respond_problem(ex, &p, "%s", fault->detail);
 }
 
@@ -210,20 +203,24 @@ enum http_method http_method(const struct http_exchange *ex)
 
 const char *http_path(const struct http_exchange *ex)
 {
-    return checked(ex)->path;
+    return checked(ex)->in ? ex->in->path : NULL;
 }
 
 const char *http_path_arg(const struct http_exchange *ex, size_t i)
 {
-    return i < checked(ex)->match.arg_count ? ex->match.args[i] : NULL;
+    const struct inbound *in = checked(ex)->in;
+
+    return in && i < in->match.arg_count ? in->match.args[i] : NULL;
 }
 
 const char *http_query(const struct http_exchange *ex, const char *name)
 {
-    if (!checked(ex)->query)
+    const struct inbound *in = checked(ex)->in;
+
+    if (!in)
         return NULL;
-    const char *end = ex->query + ex->query_len;
-    for (const char *p = ex->query; p < end;) {
+    const char *end = in->query + in->query_len;
+    for (const char *p = in->query; p < end;) {
         const char *value = p + strlen(p) + 1;
         if (strcmp(p, name) == 0)
             return value;
@@ -234,7 +231,7 @@ const char *http_query(const struct http_exchange *ex, const char *name)
 
 const char *http_header(const struct http_exchange *ex, const char *name)
 {
-    return checked(ex)->request ? h1_header(ex->request, name) : NULL;
+    return checked(ex)->in ? h1_header(&ex->in->h1, name) : NULL;
 }
 
 bool http_header_has_token(const struct http_exchange *ex, const char *name,
@@ -260,7 +257,7 @@ bool http_header_has_token(const struct http_exchange *ex, const char *name,
 
 const char *http_body(const struct http_exchange *ex, size_t *len)
 {
-    const struct h1_request *r = checked(ex)->request;
+    const struct h1_request *r = checked(ex)->in ? &ex->in->h1 : NULL;
 
     *len = r ? r->body.len : 0;
     return *len ? r->body.data : "";

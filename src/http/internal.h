@@ -62,6 +62,7 @@ enum conn_wait {
 
 TAILQ_HEAD(conn_list, conn);
 SLIST_HEAD(exchange_list, http_exchange);
+SLIST_HEAD(listener_list, listener);
 
 /* Owner: its server. */
 struct conn {
@@ -93,7 +94,17 @@ struct rejection {
     const char *code;
     const char *field;
     const char *detail;
-    unsigned allowed; /* methods, for 405 and OPTIONS */
+};
+
+/* What the client sent, and what was made of it. Owner: its exchange, until forgotten. */
+struct inbound {
+    char *strings; /* owned: decoded path, segments, query */
+    const char *path;
+    const char *query; /* pairs of NUL-terminated strings */
+    size_t query_len;
+    struct route_match match;
+    struct rejection reject;
+    struct h1_request h1;
 };
 
 /* Owner: its connection until it is over, then the server's park. */
@@ -111,16 +122,9 @@ struct http_exchange {
     SLIST_ENTRY(http_exchange) parked;
     const struct http_callbacks *cb;
     void *user;
-    struct h1_request *request; /* owned; NULL once forgotten */
-    char *strings; /* owned: decoded path, segments, query; NULL once forgotten */
-    const char *path;
-    const char *query; /* pairs of NUL-terminated strings */
-    size_t query_len;
-    struct route_match match;
-    struct rejection reject;
+    struct inbound *in; /* owned; NULL once forgotten */
     uint64_t arrived_ns;
-    struct buf
-        headers; /* added by the handler; of a stream also its head until it is sent */
+    struct buf headers; /* the handler's; later the whole head, until it is sent */
 };
 
 struct listener {
@@ -136,14 +140,14 @@ struct http_server {
     struct http_server_options opt;
     struct http_stats stats;
     struct conn_list waits[WAIT_COUNT];
-    TAILQ_HEAD(, conn) turns;
+    struct conn_list turns; /* by turn_link */
     size_t turn_count;
     struct conn_list parked;
     struct exchange_list parked_exchanges;
     struct event ev_turn;
     struct event ev_sweep;
     struct event ev_accept;
-    SLIST_HEAD(, listener) listeners;
+    struct listener_list listeners;
     bool draining;
     bool accept_paused;
     uint64_t accept_warned_ns;
