@@ -183,7 +183,7 @@ static enum dac_err pass_begin(struct local_flight *lf)
         struct encoder *enc = &lf->encoders[i];
         if (enc->live == 0)
             continue;
-        http_piece_begin(&enc->buf);
+        piece_begin(&enc->buf);
         encoders[n] = enc;
         dialects[n] = enc->dialect;
         bufs[n++] = &enc->buf;
@@ -214,7 +214,7 @@ static enum dac_err send_first(struct member *m, const struct encoder *enc)
     if (!m->dialect->first)
         return send_piece(m, &enc->piece);
     lf->view.timing = turn_timing(lf->fl->shm, lf->ref.index);
-    http_piece_begin(b);
+    piece_begin(b);
     m->dialect->first(&lf->view, m, lf->pass_at, b);
     buf_append(b, enc->piece.payload, enc->piece.payload_len);
     if (http_piece_end(b, &piece) != DAC_OK)

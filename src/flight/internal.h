@@ -171,6 +171,12 @@ void audience_enter(struct member *m);
 void member_set_state(struct member *m, enum member_state state);
 /* Begins the streamed response of a member that has none yet. */
 void member_begin(struct member *m);
+/* Begins a piece in `b`, whatever it held before. */
+static inline void piece_begin(struct buf *b)
+{
+    buf_reset(b);
+    http_piece_begin(b); /* a failure stays in b->failed */
+}
 /* Sends encoded bytes to one member; false: it must wait, or is gone. */
 bool member_send(struct member *m, struct buf *encoded);
 

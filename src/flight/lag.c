@@ -108,7 +108,7 @@ static void finish_stream(struct member *m)
     bool over = false;
 
     if (!m->tail_sent) {
-        http_piece_begin(b);
+        piece_begin(b);
         over = m->dialect->end(v, m, m->at, b);
         m->tail_sent = true;
         if (!member_send(m, b) && (!m->ex || !over))
@@ -117,7 +117,7 @@ static void finish_stream(struct member *m)
     if (!over) {
         if (v->stored == STORED_NO && !done_timed_out(lf))
             return;
-        http_piece_begin(b);
+        piece_begin(b);
         m->dialect->done(v, m, m->at, b);
         member_send(m, b);
         if (!m->ex)
@@ -150,7 +150,7 @@ static void send_comment(struct member *m)
     struct buf *b = &m->flight->fl->piece;
     if (!m->dialect->comment)
         return;
-    http_piece_begin(b);
+    piece_begin(b);
     m->dialect->comment(b);
     member_send(m, b);
 }
@@ -169,7 +169,7 @@ static enum dac_err lag_step(struct member *m, bool *ended)
         encode_records(lf, &m->cursor, &m->at, dialects, bufs, 1, &content, ended);
 
     if (e == DAC_OK) {
-        http_piece_begin(b);
+        piece_begin(b);
         if (content && !m->first_sent) {
             m->first_sent = true;
             lf->view.timing = turn_timing(lf->fl->shm, lf->ref.index);
@@ -244,7 +244,7 @@ bool lag_run(struct member *m, int *budget)
         }
         member_begin(m);
         struct buf *b = &lf->fl->piece;
-        http_piece_begin(b);
+        piece_begin(b);
         if (m->dialect->open)
             m->dialect->open(&lf->view, m, m->at, b);
         else if (!lf->content_seen && m->dialect->comment)
