@@ -214,8 +214,7 @@ install: all ## install into $(DESTDIR)$(prefix)
 .PHONY: dist
 dist: configure ## a source archive with configure inside
 	@v=$$(sed -n 's/^AC_INIT(\[dac\], \[\(.*\)\])/\1/p' configure.ac); \
-	git ls-files | grep -v '^\.\(ci\|github\)/' | cat - \
-	    $(if $(wildcard configure),configure config.h.in,) | \
+	{ git ls-files | grep -v '^\.\(ci\|github\)/'; echo configure; echo config.h.in; } | \
 	    tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$$(git log -1 --format=%ct)" \
 	    --transform "s,^,dac-$$v/," -czf "dac-$$v.tar.gz" -T - && echo "dac-$$v.tar.gz"
 
