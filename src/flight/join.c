@@ -119,6 +119,7 @@ static void member_join(struct member *m, struct local_flight *lf, enum join_rol
     lf->fl->members++;
     list_insert(m, MEMBER_WAITING);
     http_set_callbacks(m->ex, &member_callbacks, m);
+    http_forget_request(m->ex); /* it may wait long, and has said all */
     audience_enter(m);
 }
 

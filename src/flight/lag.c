@@ -100,30 +100,31 @@ static void finish_json(struct member *m)
     member_over(m);
 }
 
+/* What END says, and what the commit says if that is known already, in one piece. */
 static void finish_stream(struct member *m)
 {
     struct local_flight *lf = m->flight;
     const struct turn_view *v = view_now(lf);
     struct buf *b = &lf->fl->piece;
+    struct http_piece piece;
     bool over = false;
 
-    if (!m->tail_sent) {
-        piece_begin(b);
+    piece_begin(b);
+    if (!m->tail_sent)
         over = m->dialect->end(v, m, m->at, b);
-        m->tail_sent = true;
-        if (!member_send(m, b) && (!m->ex || !over))
-            return;
-    }
+    m->tail_sent = true;
     if (!over) {
-        if (v->stored == STORED_NO && !done_timed_out(lf))
+        if (v->stored == STORED_NO && !done_timed_out(lf)) {
+            member_send(m, b);
             return;
-        piece_begin(b);
+        }
         m->dialect->done(v, m, m->at, b);
-        member_send(m, b);
-        if (!m->ex)
-            return;
     }
-    http_stream_end(m->ex);
+    shm_count(lf->fl->shm, SHM_C_deliveries, 1);
+    if (http_piece_end(b, &piece) == DAC_OK)
+        http_stream_finish(m->ex, &piece);
+    else
+        http_abort(m->ex); /* no memory: it must not look whole */
     member_over(m);
 }
 
