@@ -55,10 +55,11 @@ static void put_thread(struct buf *b, const struct store_thread *t)
     buf_printf(b, ",\"created_at\":\"%s\"}", at);
 }
 
+/* `last`: id of the last row, NULL if there is none. */
 static void put_next(struct buf *b, bool more, const struct id *last)
 {
     char id[ID_TEXT_SIZE];
-    if (more) {
+    if (more && last) {
         id_format(last, id);
         buf_printf(b, "],\"next\":\"%s\"}", id);
     } else {
@@ -82,7 +83,7 @@ static void on_threads(void *arg, enum dac_err e, const struct store_thread *t, 
             buf_putc(&b, ',');
         put_thread(&b, &t[i]);
     }
-    put_next(&b, more && n > 0, n > 0 ? &t[n - 1].id : NULL);
+    put_next(&b, more, n > 0 ? &t[n - 1].id : NULL);
     native_respond(ex, 200, &b);
 }
 
@@ -162,7 +163,7 @@ static void on_messages(void *arg, enum dac_err e, const struct store_message *m
             buf_putc(&b, ',');
         put_message(&b, &m[i]);
     }
-    put_next(&b, more && n > 0, n > 0 ? &m[n - 1].id : NULL);
+    put_next(&b, more, n > 0 ? &m[n - 1].id : NULL);
     native_respond(ex, 200, &b);
 }
 
