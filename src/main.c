@@ -119,7 +119,7 @@ int main(int argc, char **argv)
     config_problems_free(problems);
     free(problems);
     if (e != DAC_OK) {
-        fprintf(stderr, "dacd: could not use \"%s\": %s\n", path, dac_err_text(e));
+        log_error(0, "could not use \"%s\": %s", path, dac_err_text(e));
         rc = EXIT_START;
     } else if (args.test) {
         rc = report_test(cfg, path);

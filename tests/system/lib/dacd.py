@@ -135,7 +135,11 @@ class Dacd:
             if self.process.poll() is not None:
                 raise AssertionError(f"dacd exited {self.process.returncode} at its start")
             with contextlib.suppress(OSError, ValueError):
-                if self.get_sync("/readyz")[0] == 200:
+                # The first worker answers before the last one has started.
+                if (
+                    f"master[{self.pid}] ready: " in self.log
+                    and self.get_sync("/readyz")[0] == 200
+                ):
                     return
             time.sleep(0.02)
         raise AssertionError(f"dacd was not ready in {timeout} s")
