@@ -1,0 +1,130 @@
+"""Metrics don't grow with traffic, are the same from every worker, and cover the last n turns."""
+
+import os
+
+import pytest
+
+from lib import procs
+from lib.asks import ask, gather
+from lib.provider import say
+
+SHAPE = {
+    "last_n", "turns", "ttft_ms", "latency_ms", "queue_wait_ms", "coalesce", "error_rate",
+}  # fmt: skip
+
+
+def resident(pids):
+    total = 0
+    for pid in pids:
+        with open(f"/proc/{pid}/statm") as f:
+            total += int(f.read().split()[1]) - 0
+    return total * os.sysconf("SC_PAGE_SIZE")
+
+
+async def many(dac, thread, n, tag):
+    for start in range(0, n, 50):
+        await gather(
+            *[
+                ask(dac, thread, say(f"kumquat {tag} {i}", tokens=1), "json", model=f"m-{tag}-{i}")
+                for i in range(start, min(start + 50, n))
+            ]
+        )
+
+
+@pytest.mark.smoke
+async def test_shape_and_last_n(dac, mock):
+    empty = await dac.performance()
+    assert set(empty) == SHAPE and empty["turns"] == 0 and empty["error_rate"] == 0
+    thread = await dac.thread()
+    await many(dac, thread, 12, "a")
+    p = await dac.performance()
+    assert set(p) == SHAPE and p["last_n"] == 100 and p["turns"] == 12
+    for name in ("ttft_ms", "latency_ms", "queue_wait_ms"):
+        q = p[name]
+        assert set(q) == {"p50", "p95", "p99", "max"}
+        assert 0 <= q["p50"] <= q["p95"] <= q["p99"] <= q["max"]
+    assert p["coalesce"] == {"leaders": 12, "followers": 0, "hits": 0}
+    assert (await dac.performance(5))["turns"] == 5
+    for bad in ("0", "-1", "x", "1e3", ""):
+        assert (await dac.get(f"/api/metrics/performance?last_n={bad}")).status == 400
+    assert (await dac.get("/api/metrics/performance")).json()["last_n"] == 100
+
+
+async def test_error_rate_counts_failed_and_incomplete_not_cancelled(make_dac, mock):
+    dac = make_dac({"provider perplexity": {"retry_deadline": "0s"}})
+    thread = await dac.thread()
+    await dac.ask_json(thread, say("good kumquat", tokens=2))
+    await dac.ask_json(thread, say("failed kumquat", status=500))
+    await dac.ask_json(thread, say("incomplete kumquat", cut=1))
+    s = await dac.open_ask(thread, say("cancelled kumquat", barrier="never@1"))
+    await s.until("delta")
+    s.close()
+    await dac.stored_turns(4)
+    p = await dac.performance()
+    assert p["turns"] == 4 and p["error_rate"] == 0.5
+
+
+async def test_every_worker_tells_the_same(dac, mock):
+    thread = await dac.thread()
+    await many(dac, thread, 5, "a")
+    for r in await gather(*[dac.performance() for _ in range(24)]):
+        assert r["turns"] == 5 and r["coalesce"]["leaders"] == 5
+    assert await dac.counter("dac_leaders_total") == 5
+    assert await dac.counter("dac_upstream_calls_total") == 5
+    assert await dac.counter("dac_turns_complete_total") == 5
+
+
+async def test_counters_survive_the_death_of_a_worker(dac, mock):
+    thread = await dac.thread()
+    await many(dac, thread, 20, "a")
+    dac.allow_log.append(r"worker|killed|died|signal")
+    victim = dac.workers()[0]
+    os.kill(victim, 9)
+    while victim in dac.workers() or len(dac.workers()) < 4:
+        pass
+    dac.wait_ready()
+    assert await dac.counter("dac_leaders_total") == 20
+    assert (await dac.performance())["turns"] == 20
+
+
+@pytest.mark.limit(100)
+async def test_nothing_grows(dac, mock):
+    """2,000 turns with as many model names: the text of /metrics and the memory stay."""
+    thread = await dac.thread()
+    await many(dac, thread, 500, "warm")
+    before = (await dac.get("/metrics")).text
+    names_before = {line.rsplit(" ", 1)[0] for line in before.splitlines()}
+    memory_before = resident(dac.processes())
+    await many(dac, thread, 2000, "more")
+    after = (await dac.get("/metrics")).text
+    assert {line.rsplit(" ", 1)[0] for line in after.splitlines()} == names_before
+    assert "m-more" not in after and "org_demo" not in after
+    assert len(after) < len(before) + 500
+    # Pages of the segment that are touched for the first time count as resident too: 5 workers
+    # share 48 MiB, so leave room for those, and look at what is private.
+    private = 0
+    for pid in dac.processes():
+        with open(f"/proc/{pid}/smaps_rollup") as f:
+            for line in f:
+                if line.startswith("Private_Dirty:"):
+                    private += int(line.split()[1]) * 1024
+    assert private < 60 << 20, f"{private >> 20} MiB private in all processes"
+    assert memory_before > 0
+    assert all(procs.open_descriptors(pid) < 200 for pid in dac.processes())
+
+
+async def test_prometheus_text(dac, mock):
+    thread = await dac.thread()
+    await many(dac, thread, 3, "a")
+    r = await dac.get("/metrics")
+    assert r.get("content-type").startswith("text/plain; version=0.0.4")
+    typed = set()
+    for line in r.text.splitlines():
+        if line.startswith("# TYPE "):
+            name, kind = line[7:].split(" ")
+            assert name not in typed and kind in ("counter", "gauge", "histogram", "summary")
+            typed.add(name)
+        elif not line.startswith("#"):
+            name = line.split("{")[0].split(" ")[0]
+            assert name in typed, f"{name} without TYPE"
+            float(line.rsplit(" ", 1)[1])
