@@ -18,6 +18,9 @@ override CONFIGURE_FLAGS += --enable-crashpoints
 else ifdef COVERAGE
 BUILD := build/coverage
 override CONFIGURE_FLAGS += --enable-coverage
+else ifdef FUZZ
+BUILD := build/fuzz
+override CONFIGURE_FLAGS += --enable-sanitize CC=clang 'CFLAGS=-O1 -g -fsanitize=fuzzer-no-link'
 endif
 CONF := $(if $(filter build,$(BUILD)),.,$(BUILD))
 
@@ -35,7 +38,7 @@ say = @printf '  %-6s %s\n'
 endif
 
 # These need no configuration; what needs one they get by calling make again.
-FREE_GOALS := help deps clean distclean dist format check check-asan demo
+FREE_GOALS := help deps clean distclean dist format check check-asan fuzz demo
 ifneq ($(filter-out $(FREE_GOALS),$(or $(MAKECMDGOALS),all)),)
 include $(CONF)/config.mk
 endif
@@ -61,10 +64,10 @@ SHM_TESTS := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/shm/test_*.c)))
 # Other files of a test folder are linked into each of its programs.
 UNIT_HELPERS := $(filter-out tests/unit/test_%,$(sort $(wildcard tests/unit/*.c)))
 SHM_HELPERS := $(filter-out tests/shm/test_%,$(sort $(wildcard tests/shm/*.c)))
-SYSTEM_TESTS := $(wildcard tests/system/test_*.py)
+FUZZERS := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
 
 SRCS := $(LIB_SRCS) $(foreach p,$(PROGRAMS),$($(p)_SRCS)) \
-	$(sort $(wildcard tests/unit/*.c tests/shm/*.c))
+	$(sort $(wildcard tests/unit/*.c tests/shm/*.c tests/fuzz/*.c))
 DEPS := $(SRCS:%.c=$(BUILD)/%.d) $(GEN_SRCS:.c=.d)
 
 # --- build -----------------------------------------------------------------------------
@@ -151,6 +154,13 @@ $(BUILD)/tests/$(1)/test_%: $(BUILD)/tests/$(1)/test_%.o $(2:%.c=$(BUILD)/%.o) $
 endef
 $(eval $(call TESTS,unit,$(UNIT_HELPERS)))
 $(eval $(call TESTS,shm,$(SHM_HELPERS)))
+
+$(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(LIB)
+	$(say) LINK $@
+	$(Q)$(LINK) -fsanitize=fuzzer -o $@ $< $(LIB) $(LIB_LIBS) $(LIBS) -lm
+
+.PHONY: $(ALL_PROGRAMS)
+$(PROGRAMS): %: $(BUILD)/%
 .SECONDARY:
 
 -include $(DEPS)
@@ -181,6 +191,13 @@ check-shm: $(SHM_TESTS) ## only the shared-memory tests (with CRASHPOINTS=1: all
 check-system: all ## only the system tests; PYTEST_FLAGS='-k name -x' picks some
 	@tools/install-deps.sh venv
 	@tools/run-pytest.sh system $(BUILD) $(PYTEST_FLAGS)
+
+.PHONY: fuzz run-fuzzers
+fuzz: deps ## feed the parsers junk, FUZZ_SECONDS=10 each (clang)
+	+@$(MAKE) --no-print-directory BUILD=$(BUILD)/fuzz FUZZ=1 run-fuzzers
+
+run-fuzzers: $(FUZZERS)
+	@tools/run-fuzzers.sh $(or $(FUZZ_SECONDS),10) $(BUILD)/corpus $(FUZZERS)
 
 .PHONY: tests
 tests: all $(UNIT_TESTS) $(SHM_TESTS) ## build the test programs without running them
