@@ -144,6 +144,17 @@ class Dacd:
             time.sleep(0.02)
         raise AssertionError(f"dacd was not ready in {timeout} s")
 
+    def wait_listening(self, timeout=20):
+        """Until /livez answers, ready or not."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"dacd exited {self.process.returncode}"
+            with contextlib.suppress(OSError, ValueError):
+                if self.get_sync("/livez")[0] == 200:
+                    return
+            time.sleep(0.02)
+        raise AssertionError(f"dacd did not answer in {timeout} s")
+
     def processes(self):
         """{pid: title} of all living processes of this instance."""
         found = {}

@@ -53,20 +53,38 @@ def open_descriptors(pid):
         return 0
 
 
-def connections(pid, port):
-    """Number of established TCP connections that a process holds on its local port."""
-    mine = set()
-    for fd in os.listdir(f"/proc/{pid}/fd"):
-        try:
-            m = re.match(r"socket:\[(\d+)\]", os.readlink(f"/proc/{pid}/fd/{fd}"))
-        except FileNotFoundError:
-            continue
-        if m:
-            mine.add(m[1])
+def _sockets(pid):
+    """Inodes of a process's sockets."""
+    found = set()
+    try:
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                m = re.match(r"socket:\[(\d+)\]", os.readlink(f"/proc/{pid}/fd/{fd}"))
+            except FileNotFoundError:
+                continue
+            if m:
+                found.add(m[1])
+    except FileNotFoundError:
+        pass
+    return found
+
+
+def _established(pid, column, port):
+    mine = _sockets(pid)
     count = 0
     with open("/proc/net/tcp") as f:
         for line in f.readlines()[1:]:
             field = line.split()
-            if int(field[1].split(":")[1], 16) == port and field[3] == "01":
+            if int(field[column].split(":")[1], 16) == port and field[3] == "01":
                 count += field[9] in mine
     return count
+
+
+def connections(pid, port):
+    """Number of established TCP connections that a process holds on its local port."""
+    return _established(pid, 1, port)
+
+
+def connections_to(pid, port):
+    """Number of established TCP connections of a process to a remote port."""
+    return _established(pid, 2, port)

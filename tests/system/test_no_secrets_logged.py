@@ -1,0 +1,59 @@
+"""No prompt, answer or key is ever logged, at any level, whatever goes wrong."""
+
+import pytest
+
+from lib.asks import gather
+from lib.dacd import API_KEY, CANARIES
+from lib.provider import say
+
+
+@pytest.mark.smoke
+async def test_at_debug_level_through_all_kinds_of_trouble(make_dac, mock):
+    dac = make_dac(
+        {
+            "server": {"log_level": "debug"},
+            "provider perplexity": {
+                "retry_deadline": "0s",
+                "stall_timeout": "300ms",
+                "first_token_timeout": "300ms",
+            },
+            "flight": {"error_ttl": "0s"},
+        }
+    )
+    thread = await dac.thread(title="a thread about a kumquat")
+    told = 'You sent \\"What is a kumquat?\\" with key ' + API_KEY
+    error = '{"error":{"message":"' + told + '","type":"x","code":"kumquat"}}'
+    trouble = [
+        dict(tokens=3),
+        dict(tokens=3, text="the answer is kumquat"),
+        dict(status=400, body=error),
+        dict(status=401, body=error),
+        dict(status=500, body=error),
+        dict(status=200, wrong_type=True, body="<p>kumquat " + API_KEY),
+        dict(redirect="http://127.0.0.1:9/kumquat"),
+        dict(error_event=1, body=error),
+        dict(junk=1),
+        dict(cut=1),
+        dict(stall=1),
+        dict(ttft="9s"),
+        dict(empty=True),
+    ]
+    for i, directives in enumerate(trouble):
+        question = say(f"kumquat {i}", **directives)
+        answers = await gather(dac.ask_json(thread, question), dac.chat(question))
+        s = await dac.ask_stream(thread, say(f"kumquat stream {i}", **directives))
+        for text in (*[r.text for r in answers], *[e.raw for e in s.events]):
+            assert API_KEY not in text, "the key reached a client"
+    for raw in (b'{"content":"kumquat', b'{"content":"kumquat","x":NaN}', b"kumquat"):
+        headers = {"content-type": "application/json"}
+        await dac.request("POST", f"/api/threads/{thread}/messages", body=raw, headers=headers)
+    await dac.get("/api/threads/kumquat?kumquat=kumquat", headers={"x-kumquat": "kumquat"})
+    await dac.ask_json(thread, say(), provider="kumquat", model="kumquat")
+    s = await dac.open_ask(thread, say("last kumquat", barrier="never@1"))
+    await s.until("delta")
+    s.reset()
+    await mock.wait(active=0)
+    for word in CANARIES:
+        assert word not in dac.log.lower()
+    sent = (await mock.log("request"))[0]["headers"]
+    assert sent["authorization"] == f"Bearer {API_KEY}", "the provider gets the key"
