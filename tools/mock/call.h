@@ -27,7 +27,7 @@ struct call {
     struct mock *mock;
     struct exchange *x;
     uint64_t id;
-    uint64_t arrived_ns, due_ns, split_due_ns;
+    uint64_t arrived_ns, due_ns, split_due_ns, cut_due_ns;
     struct spec spec;
     struct answer answer;
     bool stream, include_usage;

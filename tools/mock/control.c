@@ -331,6 +331,8 @@ static void post_text(struct exchange *x)
     struct json_object *o = NULL, *user;
     char err[SPEC_ERR_SIZE] = "user (a string) is needed";
     struct buf b = BUF_INIT(WIRE_OUT_MAX);
+    const char *text = NULL, *words;
+    size_t len = 0, n = 0;
     struct spec s;
     bool ok;
 
@@ -341,10 +343,15 @@ static void post_text(struct exchange *x)
          spec_overlay(&s, &x->conn->mock->defaults) == DAC_OK &&
          spec_parse_json(&s, o, own, err) == DAC_OK;
     if (ok) {
+        text = json_object_get_string(user);
+        len = (size_t)json_object_get_string_len(user);
+        words = spec_find_directive(text, len, &n);
+        ok = !words || spec_parse_words(&s, words, n, err) == DAC_OK;
+    }
+    if (ok) {
         static const struct header text_type[] = {{"content-type", "text/plain"}};
 
-        answer_init(&a, &s, json_object_get_string(user),
-                    (size_t)json_object_get_string_len(user));
+        answer_init(&a, &s, text, len);
         for (uint64_t i = 0; i < a.tokens; i++)
             answer_token(&a, i, &b);
         exchange_respond(x, 200, text_type, 1, b.len ? b.data : "", b.len);

@@ -74,6 +74,8 @@ static const struct spec_key keys[] = {
     {"wrong_type", TYPE_FLAG, AT(wrong_type), 1, NULL, "200 with a text/html page"},
     {"redirect", TYPE_STRING, AT(redirect), 0, NULL, "307 (or `status`) to this URL"},
     {"cut", TYPE_POSITION, AT(cut), TOKENS_MAX, NULL, "breaks off after so many tokens"},
+    {"cut_delay", TYPE_DURATION, AT(cut_delay), 0, NULL,
+     "how long after the last token it breaks off (0; in h2 10ms)"},
     {"cut_mode", TYPE_CHOICE, AT(cut_mode), 0, "close|rst",
      "close: end of connection, in h2 RST_STREAM; rst: TCP reset"},
     {"stall", TYPE_POSITION, AT(stall), TOKENS_MAX, NULL, "silence after so many tokens"},

@@ -39,7 +39,7 @@ struct spec_barrier {
  */
 struct spec {
     uint64_t set; /* bit i: row i of the key table was named */
-    uint64_t ttft, gap, split_gap, ping;
+    uint64_t ttft, gap, split_gap, ping, cut_delay;
     uint64_t tokens, token_size, split, huge_line, reasoning, citations;
     uint64_t cut, stall, junk, error_event, barrier_at;
     uint64_t status;
