@@ -152,6 +152,9 @@ enum dac_err sqlite_explain(sqlite3 *db, const char *path, int rc, const char *w
 enum dac_err sqlite_connect(const char *path, int flags, sqlite3 **db, char *why,
                             size_t n)
 {
+    /* Statistics that nobody reads would take a mutex at each allocation. Refused, and
+     * harmless, once SQLite has started. */
+    (void)sqlite3_config(SQLITE_CONFIG_MEMSTATUS, 0);
     int rc = sqlite3_open_v2(path, db,
                              flags | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, NULL);
 

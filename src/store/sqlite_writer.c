@@ -1,10 +1,10 @@
 /*
  * The SQLite writer: one connection, write-ahead log, fsync at each commit. A batch is
- * one transaction; a row that breaks a constraint is undone alone (a turn by its
- * savepoint, the others are single statements). Checkpoints are not left to SQLite, which
- * would run them inside a commit that somebody waits for: store_tidy() does, and a commit
- * only when the log is long overdue or readers keep it from starting over. Runs in the
- * recorder.
+ * one transaction; a turn that breaks a constraint by its messages is taken out again
+ * alone (a savepoint around each would cost the good ones a fifth of their time).
+ * Checkpoints are not left to SQLite, which would run them inside a commit that somebody
+ * waits for: store_tidy() does, and a commit only when the log is long overdue or readers
+ * keep it from starting over. Runs in the recorder.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -20,12 +21,11 @@
 #include "store/migrations.h"
 #include "store/sqlite.h"
 
-/* In pages of 4 KiB. */
-#define WAL_TIDY_PAGES    1000 /* store_tidy() checkpoints */
-#define WAL_OVERDUE_PAGES 4000 /* a commit does */
-#define WAL_RESTART_PAGES                                                                \
-    16000 /* readers are waited for, so that the log starts over                         \
-           */
+/* Lengths of the log, in pages of 4 KiB: store_tidy() checkpoints; a commit does; readers
+ * are waited for, so that the log starts over. */
+#define WAL_TIDY_PAGES     1000
+#define WAL_OVERDUE_PAGES  4000
+#define WAL_RESTART_PAGES  16000
 #define WAL_RESTART_MS     50
 #define WAL_FILE_MAX_BYTES "67108864" /* what a log that started over keeps */
 
@@ -33,15 +33,14 @@ enum {
     W_BEGIN,
     W_COMMIT,
     W_ROLLBACK,
-    W_SAVEPOINT,
-    W_RELEASE,
-    W_UNDO,
     W_THREAD,
     W_THREAD_ORG,
     W_TURN,
     W_TURN_ORG,
     W_MESSAGE,
     W_COUNTS,
+    W_UNDO_MESSAGES,
+    W_UNDO_TURN,
     W_N
 };
 
@@ -49,26 +48,23 @@ static const char *const writer_sql[W_N] = {
     [W_BEGIN] = "BEGIN IMMEDIATE",
     [W_COMMIT] = "COMMIT",
     [W_ROLLBACK] = "ROLLBACK",
-    [W_SAVEPOINT] = "SAVEPOINT row",
-    [W_RELEASE] = "RELEASE row",
-    [W_UNDO] = "ROLLBACK TO row",
     [W_THREAD] =
         "INSERT INTO threads (id, org, title, created_at) VALUES (?1, ?2, ?3, ?4) "
         "ON CONFLICT (id) DO NOTHING",
     [W_THREAD_ORG] = "SELECT org FROM threads WHERE id = ?1",
     [W_TURN] =
-        "INSERT INTO turns (id, org, thread_id, provider, model, status, finish_reason, "
-        "error_code, ttft_ms, latency_ms, queue_wait_ms, prompt_tokens, "
-        "completion_tokens, "
-        "followers, hits, generation, key_digest, created_at, finished_at) "
-        "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, "
-        "?17, "
-        "?18, ?19) ON CONFLICT (id) DO NOTHING",
+        "INSERT INTO turns (id, org, thread_id, provider, model, status, "
+        "finish_reason, error_code, ttft_ms, latency_ms, queue_wait_ms, prompt_tokens, "
+        "completion_tokens, followers, hits, generation, key_digest, created_at, "
+        "finished_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, "
+        "?14, ?15, ?16, ?17, ?18, ?19) ON CONFLICT (id) DO NOTHING",
     [W_TURN_ORG] = "SELECT org FROM turns WHERE id = ?1",
     [W_MESSAGE] =
         "INSERT INTO messages (id, turn_id, thread_id, role, content, citations, "
         "created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     [W_COUNTS] = "UPDATE turns SET followers = ?2, hits = ?3 WHERE id = ?1",
+    [W_UNDO_MESSAGES] = "DELETE FROM messages WHERE turn_id = ?1",
+    [W_UNDO_TURN] = "DELETE FROM turns WHERE id = ?1",
 };
 
 struct sqlite_store {
@@ -86,9 +82,14 @@ static struct sqlite_store *self(struct store *st)
     return (struct sqlite_store *)st;
 }
 
+/* A damaged database concerns the batch, never the row, so it is not DAC_E_CORRUPT, which
+ * a caller takes as a word about what it wanted to store. */
 static enum dac_err fail(struct sqlite_store *s, int rc, const char *what)
 {
-    return sqlite_explain(s->db, s->path, rc, what, s->core.error, sizeof(s->core.error));
+    enum dac_err e =
+        sqlite_explain(s->db, s->path, rc, what, s->core.error, sizeof(s->core.error));
+
+    return e == DAC_E_CORRUPT ? DAC_E_SYS : e;
 }
 
 /* Runs a statement to its end and resets it. SQLITE_OK, or what went wrong. */
@@ -138,29 +139,44 @@ static int wal_grew(void *arg, sqlite3 *db, const char *name, int pages)
     return SQLITE_OK;
 }
 
-static enum dac_err set_up(struct sqlite_store *s, char *why, size_t n)
+/* Turns the write-ahead log on. SQLite does not wait for a lock there itself, since it
+ * holds one already; two programs that make the file at once meet here. */
+static int turn_log_on(struct sqlite_store *s, bool *on)
 {
+    const struct timespec pause = {0, 5 * (long)NS_PER_MS};
     sqlite3_stmt *mode = NULL;
-    enum dac_err e = DAC_OK;
     int rc = sqlite3_prepare_v2(s->db, "PRAGMA journal_mode = WAL", -1, &mode, NULL);
+    uint64_t until = clock_now_ns() + SQLITE_LOCK_WAIT_MS * NS_PER_MS;
 
-    if (rc == SQLITE_OK)
-        rc = sqlite3_step(mode);
+    *on = false;
+    if (rc != SQLITE_OK)
+        return rc;
+    while (sqlite_map(rc = sqlite3_step(mode)) == DAC_E_BUSY && clock_now_ns() < until) {
+        sqlite3_reset(mode);
+        nanosleep(&pause, NULL);
+    }
     if (rc == SQLITE_ROW) {
         const char *word = (const char *)sqlite3_column_text(mode, 0);
 
-        if (word == NULL || strcmp(word, "wal") != 0) {
-            snprintf(why, n,
-                     "database \"%s\": its file system has no shared memory for SQLite's "
-                     "write-ahead log: use a local disk",
-                     s->path);
-            e = DAC_E_SYS;
-        }
+        *on = word != NULL && strcmp(word, "wal") == 0;
         rc = SQLITE_OK;
     }
     sqlite3_finalize(mode);
-    if (e != DAC_OK)
-        return e;
+    return rc;
+}
+
+static enum dac_err set_up(struct sqlite_store *s, char *why, size_t n)
+{
+    bool log_on;
+    int rc = turn_log_on(s, &log_on);
+
+    if (rc == SQLITE_OK && !log_on) {
+        snprintf(why, n,
+                 "database \"%s\": its file system has no shared memory for SQLite's "
+                 "write-ahead log: use a local disk",
+                 s->path);
+        return DAC_E_SYS;
+    }
     if (rc == SQLITE_OK)
         rc = sqlite3_exec(s->db,
                           "PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0; "
@@ -373,19 +389,17 @@ static int insert_message(struct sqlite_store *s, const struct store_turn *t, bo
     return rc;
 }
 
-/* The turn and its messages, inside the savepoint. *there: it was stored before. */
-static int insert_whole_turn(struct sqlite_store *s, const struct store_turn *t,
-                             bool *there)
+/* Takes out a turn that this batch has put in without all of its messages. */
+static bool undo_turn(struct sqlite_store *s, const struct id *turn)
 {
-    int rc = insert_turn(s, t);
+    static const int statements[] = {W_UNDO_MESSAGES, W_UNDO_TURN};
 
-    *there = rc == SQLITE_OK && sqlite3_changes(s->db) == 0;
-    if (rc != SQLITE_OK || *there) /* a turn stands with its messages or not at all */
-        return rc;
-    rc = insert_message(s, t, false);
-    if (rc == SQLITE_OK && t->assistant_content.s != NULL)
-        rc = insert_message(s, t, true);
-    return rc;
+    for (size_t i = 0; i < DAC_ARRAY_LEN(statements); i++) {
+        if (sqlite_bind_id(s->stmt[statements[i]], 1, turn) != 0 ||
+            run(s, statements[i]) != SQLITE_OK)
+            return false;
+    }
+    return true;
 }
 
 static enum dac_err check_thread(struct sqlite_store *s, const struct store_turn *t)
@@ -410,27 +424,24 @@ static enum dac_err check_thread(struct sqlite_store *s, const struct store_turn
 static enum dac_err sqlite_store_put_turn(struct store *st, const struct store_turn *t)
 {
     struct sqlite_store *s = self(st);
-    bool there = false;
     enum dac_err e = check_thread(s, t);
 
     if (e != DAC_OK)
         return e;
-    int rc = run(s, W_SAVEPOINT);
+    int rc = insert_turn(s, t);
 
     if (rc != SQLITE_OK)
-        return fail(s, rc, "could not write database");
-    rc = insert_whole_turn(s, t, &there);
-    if (rc != SQLITE_OK) {
-        e = fail(s, rc, "could not store a turn in");
-        /* A full disk or no memory may have ended the transaction already. */
-        if (sqlite3_get_autocommit(s->db))
-            return e == DAC_E_INVALID ? DAC_E_SYS : e;
-        if (run(s, W_UNDO) != SQLITE_OK)
-            e = DAC_E_SYS;
-    }
-    if (run(s, W_RELEASE) != SQLITE_OK)
-        e = fail(s, sqlite3_extended_errcode(s->db), "could not write database");
-    return there && e == DAC_OK ? check_replay(s, W_TURN_ORG, &t->id, t->org) : e;
+        return fail(s, rc, "could not store a turn in");
+    if (sqlite3_changes(s->db) == 0) /* and its messages with it */
+        return check_replay(s, W_TURN_ORG, &t->id, t->org);
+    rc = insert_message(s, t, false);
+    if (rc == SQLITE_OK && t->assistant_content.s != NULL)
+        rc = insert_message(s, t, true);
+    if (rc == SQLITE_OK)
+        return DAC_OK;
+    e = fail(s, rc, "could not store a turn in");
+    /* Any other failure loses the batch anyway. */
+    return e == DAC_E_INVALID && !undo_turn(s, &t->id) ? DAC_E_SYS : e;
 }
 
 static enum dac_err sqlite_store_put_counts(struct store *st, const struct id *turn,

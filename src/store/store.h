@@ -93,7 +93,7 @@ const char *store_kind(const struct store *st);
 /* DAC_E_BUSY: another program has held the database's lock for 2 s. */
 enum dac_err store_begin(struct store *st) DAC_CHECK;
 /* DAC_E_EXISTS is not an error but DAC_OK: the row is there. DAC_E_INVALID: the store
- * refuses this row for its data; the others of the batch are untouched (savepoint).
+ * refuses this row for its data; the others of the batch are untouched.
  * DAC_E_NOT_FOUND: the turn's thread does not exist in its org. Other (DAC_E_FULL,
  * DAC_E_SYS, ...): the batch is lost, roll back; a new batch may succeed. A thread that
  * is marked as deleted still takes turns, since they were asked before. */

@@ -256,6 +256,31 @@ START_TEST(a_file_that_is_no_database_is_refused)
 }
 END_TEST
 
+START_TEST(a_damaged_database_fails_the_batch_and_not_the_row)
+{
+    struct store *st = fx_writer();
+    char junk[4096];
+
+    fx_store_thread(st, 1);
+    store_close(st);
+    long long page = fx_int("SELECT rootpage FROM sqlite_schema WHERE name = 'turns'");
+    int fd = open(fx_db, O_WRONLY);
+
+    memset(junk, 'j', sizeof(junk));
+    ck_assert_int_eq(pwrite(fd, junk, sizeof(junk), (page - 1) * (off_t)sizeof(junk)),
+                     sizeof(junk));
+    close(fd);
+    struct store_turn t = fx_turn(1, 1);
+
+    st = fx_writer();
+    ck_assert_int_eq(store_begin(st), DAC_OK);
+    ck_assert_int_eq(store_put_turn(st, &t), DAC_E_SYS);
+    ck_assert_ptr_nonnull(strstr(store_error(st), "damaged"));
+    store_rollback(st);
+    store_close(st);
+}
+END_TEST
+
 START_TEST(an_old_or_missing_database_is_not_read)
 {
     ck_assert_int_eq(try_reader(), DAC_E_SYS);
@@ -460,6 +485,7 @@ int main(void)
     tcase_add_test(tc, a_newer_database_is_refused);
     tcase_add_test(tc, a_database_of_another_program_is_refused_and_left_alone);
     tcase_add_test(tc, a_file_that_is_no_database_is_refused);
+    tcase_add_test(tc, a_damaged_database_fails_the_batch_and_not_the_row);
     tcase_add_test(tc, an_old_or_missing_database_is_not_read);
     tcase_add_test(tc, a_missing_folder_or_a_folder_as_file_is_said);
     tcase_add_test(tc, a_missing_permission_is_said);
