@@ -1,0 +1,196 @@
+/*
+ * libcurl's multi interface on libevent: one event per socket, kept per descriptor and
+ * used again, and one timer. After each step finished transfers are collected and what
+ * was put off is done, outside of curl. Worker process, event loop thread only.
+ */
+#include <stdlib.h>
+
+#include "base/log.h"
+#include "upstream/internal.h"
+
+/* Idle connections kept for reuse; above, the oldest is closed. */
+#define CONNECTIONS_KEPT 1024L
+
+struct sock {
+    struct upstream *u;
+    struct event ev;
+    bool added;
+};
+
+void upstream_enter(struct upstream *u)
+{
+    u->depth++;
+}
+
+static void collect_finished(struct upstream *u)
+{
+    CURLMsg *m;
+    int left;
+
+    while ((m = curl_multi_info_read(u->multi, &left))) {
+        char *call;
+        CURLcode result = m->data.result;
+        if (m->msg != CURLMSG_DONE)
+            continue;
+        DAC_ASSERT(curl_easy_getinfo(m->easy_handle, CURLINFO_PRIVATE, &call) ==
+                   CURLE_OK);
+        call_transfer_over((struct upstream_call *)(void *)call, result);
+    }
+}
+
+void upstream_leave(struct upstream *u)
+{
+    DAC_ASSERT(u->depth > 0);
+    if (u->depth == 1) {
+        collect_finished(u);
+        upstream_work(u);
+    }
+    u->depth--;
+}
+
+static void socket_action(struct upstream *u, curl_socket_t fd, int what)
+{
+    int running;
+    CURLMcode m;
+
+    upstream_enter(u);
+    m = curl_multi_socket_action(u->multi, fd, what, &running);
+    if (m != CURLM_OK)
+        log_warn(0, "upstream: %s", curl_multi_strerror(m));
+    upstream_leave(u);
+}
+
+static void socket_ready(evutil_socket_t fd, short what, void *arg)
+{
+    struct sock *s = arg;
+
+    socket_action(s->u, fd,
+                  ((what & EV_READ) ? CURL_CSELECT_IN : 0) |
+                      ((what & EV_WRITE) ? CURL_CSELECT_OUT : 0));
+}
+
+static void timer_fired(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd;
+    (void)what;
+    socket_action(arg, CURL_SOCKET_TIMEOUT, 0);
+}
+
+static void deferred_run(evutil_socket_t fd, short what, void *arg)
+{
+    struct upstream *u = arg;
+
+    (void)fd;
+    (void)what;
+    upstream_enter(u);
+    upstream_leave(u);
+}
+
+void upstream_defer(struct upstream *u)
+{
+    event_active(u->deferred, EV_TIMEOUT, 0);
+}
+
+static int on_timer(CURLM *multi, long ms, void *arg)
+{
+    struct upstream *u = arg;
+    struct timeval tv = {.tv_sec = ms / 1000, .tv_usec = (ms % 1000) * 1000};
+
+    (void)multi;
+    if (u->closing)
+        return 0;
+    if (ms < 0)
+        event_del(u->timer);
+    else if (ms == 0)
+        event_active(u->timer, EV_TIMEOUT, 0);
+    else if (event_add(u->timer, &tv) != 0)
+        return -1;
+    return 0;
+}
+
+/* The sock of a descriptor, made at first use. */
+static struct sock *sock_of(struct upstream *u, curl_socket_t fd)
+{
+    size_t i = (size_t)fd;
+
+    if (i >= u->sock_count) {
+        size_t n = u->sock_count ? u->sock_count : 64;
+        struct sock **p;
+        while (n <= i)
+            n *= 2;
+        p = realloc(u->socks, n * sizeof(*p));
+        if (!p)
+            return NULL;
+        for (size_t k = u->sock_count; k < n; k++)
+            p[k] = NULL;
+        u->socks = p;
+        u->sock_count = n;
+    }
+    if (!u->socks[i]) {
+        u->socks[i] = calloc(1, sizeof(*u->socks[i]));
+        if (u->socks[i])
+            u->socks[i]->u = u;
+    }
+    return u->socks[i];
+}
+
+static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *sockp)
+{
+    struct upstream *u = arg;
+    struct sock *s = sock_of(u, fd);
+    short ev = EV_PERSIST;
+
+    (void)easy;
+    (void)sockp;
+    if (!s)
+        return -1;
+    if (s->added)
+        event_del(&s->ev);
+    s->added = false;
+    if (what == CURL_POLL_REMOVE || u->closing)
+        return 0;
+    if (what & CURL_POLL_IN)
+        ev |= EV_READ;
+    if (what & CURL_POLL_OUT)
+        ev |= EV_WRITE;
+    if (event_assign(&s->ev, u->base, fd, ev, socket_ready, s) != 0 ||
+        event_add(&s->ev, NULL) != 0)
+        return -1;
+    s->added = true;
+    return 0;
+}
+
+enum dac_err loop_open(struct upstream *u)
+{
+    if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)
+        return DAC_E_NOMEM;
+    u->multi = curl_multi_init();
+    u->timer = evtimer_new(u->base, timer_fired, u);
+    u->deferred = evtimer_new(u->base, deferred_run, u);
+    if (!u->multi || !u->timer || !u->deferred)
+        return DAC_E_NOMEM;
+    curl_multi_setopt(u->multi, CURLMOPT_SOCKETFUNCTION, on_socket);
+    curl_multi_setopt(u->multi, CURLMOPT_SOCKETDATA, u);
+    curl_multi_setopt(u->multi, CURLMOPT_TIMERFUNCTION, on_timer);
+    curl_multi_setopt(u->multi, CURLMOPT_TIMERDATA, u);
+    curl_multi_setopt(u->multi, CURLMOPT_PIPELINING, (long)CURLPIPE_MULTIPLEX);
+    curl_multi_setopt(u->multi, CURLMOPT_MAXCONNECTS, CONNECTIONS_KEPT);
+    return DAC_OK;
+}
+
+void loop_close(struct upstream *u)
+{
+    if (u->multi)
+        curl_multi_cleanup(u->multi);
+    for (size_t i = 0; i < u->sock_count; i++) {
+        if (u->socks[i] && u->socks[i]->added)
+            event_del(&u->socks[i]->ev);
+        free(u->socks[i]);
+    }
+    free(u->socks);
+    if (u->timer)
+        event_free(u->timer);
+    if (u->deferred)
+        event_free(u->deferred);
+    curl_global_cleanup();
+}
