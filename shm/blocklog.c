@@ -44,6 +44,8 @@ bool block_is_free(const struct shm *shm, uint32_t block)
 uint32_t blocks_free_hint(const struct shm *shm)
 {
     uint32_t used = atomic_load_explicit(&shm->hdr->blocks_used, memory_order_relaxed);
+    if (used > UINT32_MAX / 2) /* below zero: a hint drifts with deaths and recounts */
+        used = 0;
     return used < shm->hdr->block_count ? shm->hdr->block_count - used : 0;
 }
 

@@ -161,7 +161,9 @@ enum dac_err flight_claim(struct shm *shm, struct flight_ref *out)
 enum dac_err flight_release(struct shm *shm, uint32_t index, struct flight_word from)
 {
     struct shm_flight *f = flight_at(shm, index);
-    uint32_t blocks = atomic_load_explicit(&f->block_count, memory_order_relaxed);
+    /* Taken out, so that the sweep of a claim that died before flight_reset() does not
+     * subtract the last use's once more. */
+    uint32_t blocks = atomic_exchange_explicit(&f->block_count, 0, memory_order_relaxed);
     struct flight_word to = {
         .state = FLIGHT_FREE, .owner = SHM_NO_SLOT, .incarnation = from.incarnation + 1};
     DAC_ASSERT(flight_may_move(from.state, FLIGHT_FREE) || from.state == FLIGHT_ORPHANED);

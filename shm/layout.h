@@ -160,7 +160,7 @@ struct shm_flight {
     shm_u32 stored;      /* enum flight_stored; release, after the commit [W: recorder] */
     shm_u32 requests;    /* FLIGHT_ASK_CANCEL, FLIGHT_CLOSED; rmw */
     shm_u32 first_block; /* block + 1 [W: owner in CLAIMED, before tail] */
-    shm_u32 block_count; /* blocks it has taken, a hint [W: owner] */
+    shm_u32 block_count; /* blocks it has taken, a hint [W: owner; taken out at FREE] */
     shm_u32 bucket;      /* bucket + 1 where it is indexed, 0: nowhere; under the lock */
     shm_u32 next;        /* flight + 1 in the bucket's chain; under the lock */
     /* The following are written by the owner in CLAIMED, before indexing, unless noted.
