@@ -130,9 +130,8 @@ static bool fill_ask(struct api *api, struct http_exchange *ex, struct json_obje
         !input_bool(ex, body, "stream", &stream) ||
         !input_string(ex, body, "provider", PROVIDER_MAX, &provider, NULL) ||
         !input_string(ex, body, "model", MODEL_MAX, &model, NULL) ||
-        !input_provider(api, ex, provider, model, ask) ||
         !take_params(ex, body, &ask->request, &tools) || !take_parent(ex, body, ask) ||
-        !take_grace(api, ex, body, ask))
+        !take_grace(api, ex, body, ask) || !input_provider(api, ex, provider, model, ask))
         return false;
     ask->dialect = stream ? &native_stream : &native_json;
     ask->result_ttl_ns = api->config->result_ttl_ns;

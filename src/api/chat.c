@@ -224,6 +224,7 @@ static void chat_answer(const struct turn_view *v, struct member *m,
 static const struct dialect chat_stream = {
     .name = "chat stream",
     .stream = true,
+    .first_at_reasoning = true,
     .content_type = "text/event-stream",
     .first = chat_first,
     .record = chat_record,
@@ -394,9 +395,10 @@ static bool fill_ask(struct api *api, struct http_exchange *ex, struct json_obje
     if (!input_org(ex, ask->request.org) ||
         !input_string(ex, body, "model", MODEL_MAX, &model, NULL) ||
         !input_string(ex, body, "provider", PROVIDER_MAX, &provider, NULL) ||
-        !input_provider(api, ex, provider, model, ask) ||
         !take_options(api, ex, body, ask, &stream) ||
-        !take_messages(ex, body, &ask->request) || !take_params(ex, body, &ask->request))
+        !take_messages(ex, body, &ask->request) ||
+        !take_params(ex, body, &ask->request) ||
+        !input_provider(api, ex, provider, model, ask))
         return false;
     ask->dialect = stream ? &chat_stream : &chat_json;
     ask->result_ttl_ns = api->config->chat_result_ttl_ns;

@@ -23,7 +23,7 @@ struct encoding {
     size_t n;
     struct position *at;
     enum record_type run; /* type of the text that is being merged; 0: none */
-    bool *content;
+    unsigned *content;    /* enum content */
 };
 
 static void emit(struct encoding *en, enum record_type type, const void *p, size_t n)
@@ -50,7 +50,7 @@ static void take_text(struct encoding *en, enum record_type type, const void *p,
     buf_append(&en->lf->fl->text, p, n);
     if (type == RECORD_DELTA)
         en->at->text_bytes += n;
-    *en->content = true;
+    *en->content |= type == RECORD_DELTA ? CONTENT_ANSWER : CONTENT_REASONING;
 }
 
 static enum dac_err take_fixed(void *to, size_t size, const void *p, size_t n)
@@ -81,7 +81,7 @@ static enum dac_err take_other(struct encoding *en, enum record_type type, const
         en->at->text_bytes = 0;
         emit(en, type, p, n);
     } else if (type == RECORD_TOOL || type == RECORD_CITATIONS) {
-        *en->content = *en->content || type == RECORD_TOOL;
+        *en->content |= type == RECORD_TOOL ? CONTENT_ANSWER : 0;
         emit(en, type, p, n);
     }
     return e;
@@ -89,7 +89,8 @@ static enum dac_err take_other(struct encoding *en, enum record_type type, const
 
 enum dac_err encode_records(struct local_flight *lf, struct blocklog_cursor *c,
                             struct position *at, const struct dialect *const *dialects,
-                            struct buf *const *bufs, size_t n, bool *content, bool *ended)
+                            struct buf *const *bufs, size_t n, unsigned *content,
+                            bool *ended)
 {
     struct flights *fl = lf->fl;
     struct encoding en = {.lf = lf,
@@ -177,7 +178,7 @@ static enum dac_err pass_begin(struct local_flight *lf)
     struct encoder *encoders[DIALECTS_MAX];
     size_t n = 0;
     bool ended = false;
-    bool content = false;
+    unsigned content = 0;
 
     for (size_t i = 0; i < DIALECTS_MAX; i++) {
         struct encoder *enc = &lf->encoders[i];
@@ -238,7 +239,7 @@ static void send_to(struct member *m)
     enum dac_err e;
 
     DAC_ASSERT(enc);
-    if (lf->pass_content && !m->first_sent)
+    if (first_is_due(m, lf->pass_content))
         e = send_first(m, enc);
     else
         e = send_piece(m, &enc->piece);
@@ -273,8 +274,8 @@ static void pass_over(struct local_flight *lf)
 {
     struct member *m;
 
-    lf->content_seen = lf->content_seen || lf->pass_content;
-    lf->pass_content = false;
+    lf->content_seen = lf->content_seen || lf->pass_content != 0;
+    lf->pass_content = 0;
     if (!lf->pass_ended)
         return;
     lf->pass_ended = false;

@@ -46,6 +46,8 @@ struct dialect {
     const char *name;
     bool stream; /* pieces; else `answer` at the end */
     bool eager;  /* status 200 and `open` at once; else with the first content */
+    bool first_at_reasoning; /* `first` comes before reasoning, too, not only before
+                                content */
     const char *content_type;
 
     /* Streams. Each appends to `out` and may append nothing. */

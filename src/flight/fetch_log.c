@@ -143,22 +143,25 @@ void fetch_end(struct fetch *f, const struct record_end *end)
 
 /* --- what the call says ------------------------------------------------------------- */
 
-static void first_content(struct fetch *f)
+/* The first of anything makes it STREAMING; time to first token counts to the first
+ * content, which reasoning is not. */
+static void first_content(struct fetch *f, bool answer)
 {
     struct shm *shm = f->lf->fl->shm;
+    shm_u64 *first = &flight_at(shm, f->lf->ref.index)->first_token_ns;
 
+    if (answer && atomic_load_explicit(first, memory_order_relaxed) == 0)
+        atomic_store_explicit(first, clock_now_ns(), memory_order_relaxed);
     if (f->content)
         return;
     f->content = true;
-    atomic_store_explicit(&flight_at(shm, f->lf->ref.index)->first_token_ns,
-                          clock_now_ns(), memory_order_relaxed);
     DAC_ASSERT(flight_advance(shm, f->lf->ref, FLIGHT_STREAMING) == DAC_OK);
 }
 
 /* Long text in pieces that fit a scratch buffer, cut between characters. */
 static void put_text(struct fetch *f, enum record_type type, const char *s, size_t n)
 {
-    first_content(f);
+    first_content(f, type == RECORD_DELTA);
     while (n > 0) {
         size_t take = n;
         if (take > TEXT_PIECE)
@@ -182,7 +185,7 @@ static void on_reasoning(void *arg, const char *s, size_t n)
 
 static void on_tool(void *arg, const char *json, size_t n)
 {
-    first_content(arg);
+    first_content(arg, true);
     put(arg, RECORD_TOOL, json, n);
 }
 

@@ -32,6 +32,16 @@ TAILQ_HEAD(member_list, member);
 TAILQ_HEAD(fetch_list, fetch);
 TAILQ_HEAD(local_list, local_flight);
 
+/* What records brought; or'ed. */
+enum content { CONTENT_ANSWER = 1 /* text, a tool call */, CONTENT_REASONING = 2 };
+
+/* Whether a member's `first` is due before such a piece. */
+static inline bool first_is_due(const struct member *m, unsigned content)
+{
+    return !m->first_sent && ((content & CONTENT_ANSWER) != 0 ||
+                              (content != 0 && m->dialect->first_at_reasoning));
+}
+
 /* The worker's encode of one pass for one dialect. */
 struct encoder {
     const struct dialect *dialect;
@@ -55,7 +65,7 @@ struct local_flight {
     size_t member_count;
     struct blocklog_cursor cursor; /* of the live members */
     struct position at;
-    bool content_seen; /* a content record lies before the cursor */
+    bool content_seen; /* something of the answer lies before the cursor */
     bool end_seen;     /* END lies before the cursor */
     struct turn_view view;
     char provider[PROVIDER_MAX + 1];
@@ -63,7 +73,7 @@ struct local_flight {
     char thread_id[ID_TEXT_SIZE];
     /* A pass: pieces that are being sent to live members. */
     struct member *pass_next; /* NULL: no pass under way */
-    bool pass_content;        /* it has content, so `first` comes before */
+    unsigned pass_content;    /* enum content of it */
     struct position pass_at;  /* position before the pass's content */
     bool pass_ended;          /* END came with it */
     struct encoder encoders[DIALECTS_MAX];
@@ -192,7 +202,7 @@ void lag_tick(struct local_flight *lf, uint64_t now_ns);
  * DAC_OK if anything was read, DAC_E_AGAIN, or DAC_E_CORRUPT. */
 enum dac_err encode_records(struct local_flight *lf, struct blocklog_cursor *c,
                             struct position *at, const struct dialect *const *dialects,
-                            struct buf *const *bufs, size_t n, bool *content,
+                            struct buf *const *bufs, size_t n, unsigned *content,
                             bool *ended);
 
 /* fetch.c */

@@ -165,13 +165,13 @@ static enum dac_err lag_step(struct member *m, bool *ended)
     struct buf *bufs[] = {&own};
     const struct dialect *dialects[] = {m->dialect};
     struct position before = m->at;
-    bool content = false;
+    unsigned content = 0;
     enum dac_err e =
         encode_records(lf, &m->cursor, &m->at, dialects, bufs, 1, &content, ended);
 
     if (e == DAC_OK) {
         piece_begin(b);
-        if (content && !m->first_sent) {
+        if (first_is_due(m, content)) {
             m->first_sent = true;
             lf->view.timing = turn_timing(lf->fl->shm, lf->ref.index);
             if (m->dialect->first)
