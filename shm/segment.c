@@ -38,23 +38,16 @@ static uint32_t power_of_two_at_least(uint32_t n)
     return p;
 }
 
-enum dac_err segment_plan(const struct shm_options *opt, struct shm_plan *plan, char *why,
-                          size_t n)
+/* Where the areas lie follows from the counts alone: of flights, and of blocks. */
+static void place_areas(struct shm_plan *plan, uint32_t flights, uint32_t blocks)
 {
     struct shm_areas *a = &plan->areas;
-    uint32_t flights = opt->max_flights;
-    uint64_t at = align_up(sizeof(struct shm_header), 4096);
 
-    if (flights < 1 || flights > SHM_FLIGHTS_MAX) {
-        snprintf(why, n, "max_flights = %u is not between 1 and %u", flights,
-                 SHM_FLIGHTS_MAX);
-        return DAC_E_INVALID;
-    }
-    memset(plan, 0, sizeof *plan);
     plan->flight_count = flights;
     plan->bucket_count = power_of_two_at_least(flights);
+    plan->block_count = blocks;
     plan->dirty_words = (flights + 63) / 64;
-    a->slots = at;
+    a->slots = align_up(sizeof(struct shm_header), 4096);
     a->dirty = align_up(a->slots + SHM_SLOTS * sizeof(struct shm_slot), 64);
     a->pacers = align_up(a->dirty + SHM_SLOTS * plan->dirty_words * sizeof(uint64_t), 64);
     a->buckets = align_up(a->pacers + SHM_PROVIDERS_MAX * sizeof(struct shm_pacer), 64);
@@ -62,6 +55,29 @@ enum dac_err segment_plan(const struct shm_options *opt, struct shm_plan *plan, 
         align_up(a->buckets + plan->bucket_count * sizeof(struct shm_bucket), 64);
     a->samples = align_up(a->flights + flights * sizeof(struct shm_flight), 64);
     a->blocks = align_up(a->samples + SHM_SAMPLES * sizeof(struct shm_sample), 64);
+    a->data = align_up(a->blocks + blocks * sizeof(struct shm_block), 4096);
+    a->end = a->data + (uint64_t)blocks * SHM_BLOCK_SIZE;
+    plan->total = align_up(a->end, 4096);
+}
+
+enum dac_err segment_plan(const struct shm_options *opt, struct shm_plan *plan, char *why,
+                          size_t n)
+{
+    struct shm_areas *a = &plan->areas;
+    uint32_t flights = opt->max_flights;
+
+    if (flights < 1 || flights > SHM_FLIGHTS_MAX) {
+        snprintf(why, n, "max_flights = %u is not between 1 and %u", flights,
+                 SHM_FLIGHTS_MAX);
+        return DAC_E_INVALID;
+    }
+    if (opt->provider_count > SHM_PROVIDERS_MAX) {
+        snprintf(why, n, "%u providers are more than %u", opt->provider_count,
+                 SHM_PROVIDERS_MAX);
+        return DAC_E_INVALID;
+    }
+    memset(plan, 0, sizeof *plan);
+    place_areas(plan, flights, 0);
 
     /* One whole answer, and beside it a block for every sixteenth flight at least. */
     uint64_t least_blocks = opt->flight_max_bytes / SHM_BLOCK_SIZE + flights / 16 + 64;
@@ -77,10 +93,8 @@ enum dac_err segment_plan(const struct shm_options *opt, struct shm_plan *plan, 
         return DAC_E_TOO_LARGE;
     }
     uint64_t blocks = (opt->size - a->blocks - 4096) / per_block;
-    plan->block_count = blocks > UINT32_MAX / 2 ? UINT32_MAX / 2 : (uint32_t)blocks;
-    a->data = align_up(a->blocks + plan->block_count * sizeof(struct shm_block), 4096);
-    a->end = a->data + (uint64_t)plan->block_count * SHM_BLOCK_SIZE;
-    plan->total = align_up(a->end, 4096);
+    place_areas(plan, flights,
+                blocks > UINT32_MAX / 2 ? UINT32_MAX / 2 : (uint32_t)blocks);
     plan->bytes_per_flight = sizeof(struct shm_flight) + sizeof(struct shm_bucket) +
                              SHM_BLOCK_SIZE + sizeof(struct shm_block) + SHM_SLOTS / 8;
     return DAC_OK;
@@ -210,7 +224,8 @@ static enum dac_err open_locked(const char *path, const char *name, int *out,
     for (int i = 0; i < SEGMENT_TRIES; i++) {
         int fd = shm_open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
         if (fd >= 0) {
-            if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
+            /* Another starter may take it, unlocked as it is, for a dead master's. */
+            if (flock(fd, LOCK_EX | LOCK_NB) == 0 && same_file(path, fd)) {
                 *out = fd;
                 return DAC_OK;
             }
@@ -220,6 +235,8 @@ static enum dac_err open_locked(const char *path, const char *name, int *out,
         if (errno != EEXIST)
             break;
         fd = shm_open(path, O_RDWR | O_CLOEXEC, 0);
+        if (fd < 0 && errno == ENOENT)
+            continue;
         if (fd < 0)
             break;
         if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
@@ -232,6 +249,7 @@ static enum dac_err open_locked(const char *path, const char *name, int *out,
             *replaced = true;
         }
         close(fd);
+        errno = EBUSY; /* in case that was the last try */
     }
     snprintf(why, n, "could not open shared memory \"%s\": %s", path, strerror(errno));
     return DAC_E_SYS;
@@ -295,11 +313,13 @@ enum dac_err segment_create(const struct shm_options *opt, struct shm *out,
     if (e != DAC_OK)
         return e;
     out->size = (size_t)plan.total;
-    /* A second description of the file: a mapping keeps the one it was made from open, and
-     * with it flock()'s lock, so children would hold the instance beyond the master's death. */
+    /* A second description of the file: a mapping keeps the one it was made from open,
+     * and with it flock()'s lock, so children would hold the instance beyond the master's
+     * death. */
     int map_fd = shm_open(path, O_RDWR | O_CLOEXEC, 0);
     if (map_fd < 0) {
-        snprintf(why, n, "could not open shared memory \"%s\": %s", path, strerror(errno));
+        snprintf(why, n, "could not open shared memory \"%s\": %s", path,
+                 strerror(errno));
         e = DAC_E_SYS;
     } else {
         e = allocate(out, map_fd, opt, why, n);
@@ -387,10 +407,33 @@ void segment_destroy(struct shm *shm)
     segment_detach(shm);
 }
 
+/* The counts are within bounds, and the areas are where they put them. */
+static bool areas_valid(const struct shm_header *h)
+{
+    struct shm_plan plan = {0};
+
+    if (h->flight_count == 0 || h->flight_count > SHM_FLIGHTS_MAX ||
+        h->block_count == 0 || h->block_count > UINT32_MAX / 2 ||
+        h->provider_count > SHM_PROVIDERS_MAX)
+        return false;
+    place_areas(&plan, h->flight_count, h->block_count);
+    return h->bucket_count == plan.bucket_count && h->dirty_words == plan.dirty_words &&
+           memcmp(&h->areas, &plan.areas, sizeof plan.areas) == 0 &&
+           h->total_size == plan.total;
+}
+
+static bool names_valid(const struct shm_header *h)
+{
+    bool ended = memchr(h->name, '\0', sizeof h->name) != NULL;
+
+    for (uint32_t i = 0; i < h->provider_count; i++)
+        ended = ended && memchr(h->provider_names[i], '\0', sizeof h->provider_names[i]);
+    return ended;
+}
+
 bool segment_valid(const struct shm *shm, char *why, size_t n)
 {
     const struct shm_header *h = shm->hdr;
-    const struct shm_areas *a = &h->areas;
 
     if (h->magic != SHM_MAGIC)
         snprintf(why, n,
@@ -408,19 +451,10 @@ bool segment_valid(const struct shm *shm, char *why, size_t n)
     else if (h->total_size != shm->size)
         snprintf(why, n, "the file has %zu bytes, the header says %llu", shm->size,
                  (unsigned long long)h->total_size);
-    else if (!(a->slots < a->dirty && a->dirty < a->pacers && a->pacers < a->buckets &&
-               a->buckets < a->flights && a->flights < a->samples &&
-               a->samples < a->blocks && a->blocks < a->data && a->data < a->end &&
-               a->end <= h->total_size))
-        snprintf(why, n, "the areas are not in order");
-    else if (h->flight_count == 0 || h->flight_count > SHM_FLIGHTS_MAX ||
-             (a->samples - a->flights) / sizeof(struct shm_flight) < h->flight_count ||
-             (a->flights - a->buckets) / sizeof(struct shm_bucket) < h->bucket_count ||
-             (a->end - a->data) / SHM_BLOCK_SIZE < h->block_count ||
-             h->bucket_count == 0 || (h->bucket_count & (h->bucket_count - 1)) != 0 ||
-             h->dirty_words != (h->flight_count + 63) / 64 ||
-             h->provider_count > SHM_PROVIDERS_MAX)
-        snprintf(why, n, "a count does not fit its area");
+    else if (!areas_valid(h))
+        snprintf(why, n, "a count is out of bounds, or an area is not where it belongs");
+    else if (!names_valid(h))
+        snprintf(why, n, "a name has no end");
     else
         return true;
     return false;

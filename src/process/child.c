@@ -80,7 +80,7 @@ static void report(const struct child_context *ctx, const struct child_report *r
 
 void child_ready(const struct child_context *ctx)
 {
-    struct child_report r = {.slot = ctx->slot};
+    struct child_report r = {.pid = getpid()};
 
     slot_set_state(ctx->shm, SLOT_READY);
     report(ctx, &r);
@@ -88,7 +88,7 @@ void child_ready(const struct child_context *ctx)
 
 int child_fail(const struct child_context *ctx, const char *fmt, ...)
 {
-    struct child_report r = {.slot = ctx->slot, .fatal = 1};
+    struct child_report r = {.pid = getpid(), .fatal = 1};
     va_list ap;
 
     va_start(ap, fmt);

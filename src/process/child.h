@@ -43,7 +43,7 @@ struct child_context {
 
 /* A child's words to its master; one write(2), so never in pieces. */
 struct child_report {
-    uint32_t slot;
+    pid_t pid;
     uint32_t fatal; /* 0: ready */
     char text[240]; /* why, if fatal */
 };

@@ -130,15 +130,14 @@ static void step_store(struct master *m, uint64_t now_ns)
         }
         return;
     }
-    if (!m->sup.recorder.ended_well && m->exit_code != EXIT_FATAL && !m->hurry &&
-        ++m->store_tries < STORE_TRIES) {
+    if (m->sup.recorder.crashed && !m->hurry && ++m->store_tries < STORE_TRIES) {
         m->sup.recorder.start_at_ns = now_ns;
         supervise_want(&m->sup, SLOT_RECORDER, true);
         supervise_start(&m->sup, now_ns);
         begin_store(m, now_ns);
         return;
     }
-    if (!m->sup.recorder.ended_well && m->exit_code == EXIT_OK)
+    if (m->exit_code == EXIT_OK && m->sup.recorder.exit_code != EXIT_OK)
         m->exit_code = EXIT_START;
     enter(m, PHASE_OVER, now_ns);
 }

@@ -157,12 +157,12 @@ uint64_t supervise_next_start(const struct supervisor *s)
 /* --- reports --------------------------------------------------------------------------
  */
 
-static struct child *child_in_slot(struct supervisor *s, uint32_t slot)
+static struct child *child_of_pid(struct supervisor *s, pid_t pid)
 {
     struct child *c;
 
     for (uint32_t i = 0; (c = child_at(s, i)); i++) {
-        if (c->pid != 0 && c->slot == slot)
+        if (c->pid == pid)
             return c;
     }
     return NULL;
@@ -176,7 +176,7 @@ void supervise_read_reports(struct supervisor *s)
 
     while (read(s->report_read, &r, sizeof(r)) == (ssize_t)sizeof(r)) {
         r.text[sizeof(r.text) - 1] = '\0';
-        c = child_in_slot(s, r.slot);
+        c = child_of_pid(s, r.pid);
         if (!c)
             continue;
         if (!r.fatal)
@@ -260,7 +260,8 @@ static void bury(struct supervisor *s, struct child *c, int status, uint64_t now
     if (s->starting && c->wanted && c->backoff_ns > 0 && !s->fatal[0])
         snprintf(s->fatal, sizeof(s->fatal), "%s died %d times while the service started",
                  child_name(c, name), DEATHS_KEPT);
-    c->ended_well = WIFEXITED(status) && WEXITSTATUS(status) == EXIT_OK;
+    c->crashed = WIFSIGNALED(status);
+    c->exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : EXIT_START;
     c->pid = 0;
     c->slot = SHM_NO_SLOT;
     c->ready = false;
@@ -269,16 +270,15 @@ static void bury(struct supervisor *s, struct child *c, int status, uint64_t now
 void supervise_reap(struct supervisor *s, uint64_t now_ns)
 {
     struct child *c;
-    uint32_t i;
     pid_t pid;
     int status;
 
-    supervise_read_reports(s); /* last words first */
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-        for (i = 0; (c = child_at(s, i)) && c->pid != pid; i++)
-            ;
-        if (c)
-            bury(s, c, status, now_ns);
+        c = child_of_pid(s, pid);
+        if (!c)
+            continue; /* a stranger: as process 1 of a container one inherits orphans */
+        supervise_read_reports(s); /* its last words are in the pipe now */
+        bury(s, c, status, now_ns);
     }
 }
 

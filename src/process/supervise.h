@@ -22,7 +22,8 @@ struct child {
     uint32_t ordinal; /* of a worker */
     bool wanted;      /* started when it is not there */
     bool ready;       /* said so */
-    bool ended_well;  /* its last one exited with code 0 */
+    bool crashed;     /* its last one was ended by a signal */
+    int exit_code;    /* of its last one, where it was not */
     pid_t pid;        /* 0: not there */
     uint32_t slot;
     uint64_t start_at_ns;            /* not before */

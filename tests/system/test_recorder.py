@@ -76,6 +76,20 @@ async def test_a_store_away_too_long_is_an_error_for_clients_and_no_loss(make_da
     assert turn["status"] == "complete"
 
 
+async def test_a_stop_without_a_store_says_what_is_lost(make_dac, mock):
+    dac = make_dac({"store": {"done_timeout": "1s"}})
+    dac.allow_log = ["could not store", "could not be stored before the end"]
+    dac.expect_exit = 1
+    thread = await dac.thread()
+    lock = sqlite3.connect(dac.db_path, isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    await dac.ask_stream(thread, say(tokens=3))
+    dac.stop()
+    assert "1 flights could not be stored before the end" in dac.log
+    assert dac.stop_seconds < 8
+    lock.close()
+
+
 async def test_what_waits_during_a_commit_is_one_batch(make_dac, mock):
     """Many turns that end together need far fewer commits than there are turns."""
     dac = make_dac({"provider perplexity": {"concurrency": 256}})
