@@ -124,6 +124,8 @@ enum dac_err blocklog_open(struct shm *shm, struct flight_ref ref,
     *out = (struct blocklog_writer){.ref = ref,
                                     .generation = word.generation,
                                     .max_bytes = shm->hdr->flight_max_bytes};
+    if (first > shm->hdr->block_count)
+        return DAC_E_CORRUPT;
     if (first == 0) {
         uint32_t taken = block_take(shm, ref);
         if (taken == UINT32_MAX)

@@ -65,7 +65,7 @@ struct blocklog_writer {
 };
 
 /* Owner: begins at the published tail, walking the chain there. Allocates the first block
- * if there is none: DAC_E_FULL. */
+ * if there is none: DAC_E_FULL. DAC_E_STATE: not the owner; DAC_E_CORRUPT. */
 enum dac_err blocklog_open(struct shm *shm, struct flight_ref ref,
                            struct blocklog_writer *out) DAC_CHECK;
 /* Appends and publishes one record; all of it or nothing. DAC_E_FULL: no blocks (try
