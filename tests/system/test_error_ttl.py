@@ -27,7 +27,7 @@ async def test_newcomers_share_the_failure(make_dac, mock):
     s = await dac.ask_stream(thread, question)
     assert s.one("error").data["code"] == first.json()["code"]
     assert await mock.calls() == 1
-    assert len(dac.turns()) == 1
+    assert len(await dac.stored_turns(1)) == 1
 
 
 @pytest.mark.smoke

@@ -112,7 +112,7 @@ async def test_after_the_first_token(fast, mock, case):
 
     r = await dac.ask_json(thread, asked)
     assert r.status == 502, r.text
-    turn = dac.turns()[0]
+    (turn,) = await dac.stored_turns(1)
     assert turn["id"] in r.text and partial in r.text
 
     asked = say("kumquat stream", **directives)
@@ -170,8 +170,8 @@ async def test_odd_but_good_streams_are_whole(dac, mock, how):
 
 async def test_text_that_cannot_be_stored_is_made_storable(dac, mock):
     """NUL and lone surrogates become U+FFFD, for clients and in the store alike."""
-    thread = await dac.thread()
     body = '{"choices":[{"index":0,"delta":{"content":"a\\u0000b\\ud800c"},"finish_reason":null}]}'
+
     # The mock cannot say this in its own words, so a small provider of this test does.
     async def answer(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
@@ -183,7 +183,6 @@ async def test_text_that_cannot_be_stored_is_made_storable(dac, mock):
         await writer.drain()
         writer.close()
 
-    del thread
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     dac.stop()
@@ -206,4 +205,4 @@ async def test_an_answer_that_is_too_long_is_incomplete(make_dac, mock):
     assert 0 < len(s.text) <= 65536 and text.startswith(s.text)
     await mock.wait(active=0)
     assert (await mock.stats())["client_gone"] == 1
-    assert [t["status"] for t in dac.turns()] == ["incomplete"]
+    assert [t["status"] for t in await dac.stored_turns(1)] == ["incomplete"]

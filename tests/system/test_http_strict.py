@@ -102,11 +102,12 @@ async def test_whole_requests_that_are_refused_keep_the_connection(dac, mock):
         assert status is None or r.status == status, f"{name}: {r.status} {r.text}"
         if status == 405:
             allowed = {a.strip() for a in r.get("allow").split(",")}
-            assert allowed == {"GET", "HEAD"}
+            assert {"GET", "HEAD"} <= allowed <= {"GET", "HEAD", "OPTIONS"}
     conn.close()
     r = await dac.request("PUT", "/api/threads/", body={})
     assert r.status == 405
-    assert {a.strip() for a in r.get("allow").split(",")} == {"GET", "HEAD", "POST"}
+    allowed = {a.strip() for a in r.get("allow").split(",")}
+    assert {"GET", "HEAD", "POST"} <= allowed <= {"GET", "HEAD", "POST", "OPTIONS"}
     await alive(dac, workers)
 
 
@@ -254,6 +255,8 @@ async def test_timeouts(make_dac, mock):
         assert b" 408 " in got or b" 400 " in got, "a drip does not hold a connection for ever"
 
 
+MODEL = b'{"model":"m-1",'
+
 BODIES = {
     # name: (body, field, offset or None)
     "cut off": ('{"role":"user","content":"kum', None, 29),
@@ -291,6 +294,9 @@ async def test_json_errors_name_field_and_place(dac, mock):
     for path in (f"/api/threads/{thread}/messages", f"/api/threads/{thread}/messages/stream"):
         for name, (body, field, offset) in BODIES.items():
             raw = body if isinstance(body, bytes) else body.encode()
+            if raw.startswith(b'{"'):  # all else is as it should be
+                raw = MODEL + raw[1:]
+                offset = offset + len(MODEL) - 1 if offset is not None else None
             headers = {"content-type": "application/json"}
             r = await dac.request("POST", path, body=raw, headers=headers)
             assert r.status == 400, f"{name}: {r.status} {r.text}"

@@ -19,16 +19,16 @@ async def text_of(stream, n):
 async def test_joining_before_within_and_behind_the_tokens(dac, mock, at):
     """The provider holds before token `at` of 20; at 20 all tokens are out, the end is not."""
     thread = await dac.thread()
-    question = say(tokens=20, token_size=16, utf8=True, barrier=f"hold@{at}")
+    question = say(tokens=20, token_size=32, utf8=True, barrier=f"hold@{at}")
     leader = await dac.open_ask(thread, question)
     await mock.wait(waiting=1)
-    await text_of(leader, 16 * at)
+    await text_of(leader, 32 * at)
     followers = [await dac.open_ask(thread, question) for _ in range(8)]
     waiting = asyncio.create_task(dac.ask_json(thread, question))
     for f in followers:
         await f.until("meta")
         assert f.one("meta").data["role"] == "follower"
-        await text_of(f, 16 * at)  # the replay comes while the provider is silent
+        await text_of(f, 32 * at)  # the replay comes while the provider is silent
     await mock.open("hold")
     answers = [of_stream(await s.rest()) for s in [leader, *followers]] + [of_json(await waiting)]
     assert {a.text for a in answers} == {await mock.text(question)}

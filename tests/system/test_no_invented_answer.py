@@ -43,7 +43,7 @@ async def test_a_stalled_answer_is_what_came_and_not_more(make_dac, mock):
     s = await dac.ask_stream(thread, question)
     assert s.text == (await mock.text(question))[:64]
     assert s.named("error") and not s.named("done")
-    (turn,) = dac.turns()
+    (turn,) = await dac.stored_turns(1)
     assert turn["status"] == "incomplete" and turn["finish_reason"] in (None, "")
     assert dac.messages(thread)[-1]["content"] == s.text
     got = (await dac.get(f"/api/turns/{turn['id']}")).json()

@@ -62,9 +62,13 @@ def kinds(mode, n):
 
 
 async def gather(*coros):
-    """All results; the first failure cancels the others."""
+    """All results of coroutines or tasks; the first failure cancels the others."""
+
+    async def wait(awaitable):
+        return await awaitable
+
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(c) for c in coros]
+        tasks = [group.create_task(wait(c)) for c in coros]
     return [t.result() for t in tasks]
 
 

@@ -78,6 +78,7 @@ class Dacd:
         self.retired = []  # masters that were killed by the test
         key = self.folder / "provider.key"
         key.write_text(API_KEY + "\n")
+        key.chmod(0o600)
         self.sections = {
             "server": {
                 "name": self.name,

@@ -18,11 +18,11 @@ class Question(str):
     directives = {}
 
 
-def say(text="What is a kumquat?", **directives):
+def say(message="What is a kumquat?", /, **directives):
     """A question that tells the mock how to answer it, such as say(tokens=5, gap="10ms").
     True switches a flag on; strings with blanks are quoted."""
     if not directives:
-        return Question(text)
+        return Question(message)
     words = []
     for key, value in directives.items():
         if value is True:
@@ -31,7 +31,7 @@ def say(text="What is a kumquat?", **directives):
         if any(c in value for c in ' "]\\;\n'):
             value = '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
         words.append(f"{key}={value}")
-    question = Question(f"{text} [mock {' '.join(words)}]")
+    question = Question(f"{message} [mock {' '.join(words)}]")
     question.directives = directives
     return question
 
