@@ -119,7 +119,8 @@ void query_finish(struct store_query *q, enum dac_err e)
     q->finished = true;
     q->seq = ++r->finished_seq;
     TAILQ_INSERT_TAIL(&r->finished, q, link);
-    event_active(r->deliver, EV_TIMEOUT, 0);
+    if (!r->delivering)
+        event_active(r->deliver, EV_TIMEOUT, 0);
 }
 
 void store_query_cancel(struct store_query *q)
@@ -155,8 +156,9 @@ static void query_call(struct store_query *q)
     }
 }
 
-/* Queries made by these callbacks are called back from the loop again, not from here, so
- * a chain of queries cannot keep the loop. */
+/* Queries made by these callbacks are called back after the loop has looked at its other
+ * events, so a chain of queries cannot keep it: hence the timer, for libevent runs what
+ * is activated by a callback in the same pass. */
 static void reader_deliver(evutil_socket_t fd, short what, void *arg)
 {
     struct store_reader *r = arg;
@@ -176,7 +178,10 @@ static void reader_deliver(evutil_socket_t fd, short what, void *arg)
         r->closing = false;
         store_reader_close(r);
     } else if (!TAILQ_EMPTY(&r->finished)) {
-        event_active(r->deliver, EV_TIMEOUT, 0);
+        static const struct timeval soon = {0, 0};
+
+        if (event_add(r->deliver, &soon) != 0) /* no memory for the timer */
+            event_active(r->deliver, EV_TIMEOUT, 0);
     }
 }
 

@@ -472,6 +472,41 @@ START_TEST(a_long_reader_lets_the_log_grow_only_while_it_reads)
 }
 END_TEST
 
+/* Short reads that overlap, so that somebody always reads. */
+static void read_without_a_gap(void)
+{
+    struct timespec pause = {0, 2000000};
+    sqlite3 *shell[2];
+
+    for (int i = 0; i < 2; i++) {
+        if (sqlite3_open(fx_db, &shell[i]) != SQLITE_OK)
+            _exit(1);
+    }
+    for (int i = 0;; i = !i) {
+        (void)sqlite3_exec(shell[i], "BEGIN; SELECT count(*) FROM threads", NULL, NULL,
+                           NULL);
+        nanosleep(&pause, NULL);
+        (void)sqlite3_exec(shell[!i], "COMMIT", NULL, NULL, NULL);
+    }
+}
+
+START_TEST(readers_without_a_gap_cannot_keep_the_log_from_starting_over)
+{
+    struct store *st = fx_writer();
+
+    fx_store_thread(st, 1);
+    pid_t pid = fork();
+
+    if (pid == 0)
+        read_without_a_gap();
+    store_megabytes(st, 1, 120, true);
+    kill(pid, SIGKILL);
+    ck_assert_int_eq(waitpid(pid, NULL, 0), pid);
+    ck_assert_int_lt(size_of("-wal"), 90 << 20);
+    store_close(st);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("store_faults");
@@ -493,6 +528,7 @@ int main(void)
     tcase_add_test(tc, processes_that_start_at_once_all_get_there);
     tcase_add_test(tc, the_log_stays_bounded_with_and_without_upkeep);
     tcase_add_test(tc, a_long_reader_lets_the_log_grow_only_while_it_reads);
+    tcase_add_test(tc, readers_without_a_gap_cannot_keep_the_log_from_starting_over);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
 

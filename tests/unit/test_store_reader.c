@@ -463,6 +463,29 @@ START_TEST(callbacks_keep_the_order_and_skip_the_cancelled)
 }
 END_TEST
 
+static void ask_again(void *arg, enum dac_err e, const struct store_thread *t)
+{
+    struct id id = fx_id('h', 1);
+
+    (void)e;
+    (void)t;
+    if (++*(int *)arg < 100)
+        ck_assert_ptr_nonnull(store_read_thread(reader, "acme", &id, ask_again, arg));
+}
+
+START_TEST(a_chain_of_queries_does_not_keep_the_loop)
+{
+    int calls = 0;
+    struct id id = fx_id('h', 1);
+
+    ck_assert_ptr_nonnull(store_read_thread(reader, "acme", &id, ask_again, &calls));
+    for (int turns = 1; calls < 100; turns++) {
+        ck_assert_int_eq(event_base_loop(base, EVLOOP_ONCE), 0);
+        ck_assert_int_le(calls, turns);
+    }
+}
+END_TEST
+
 START_TEST(a_reader_may_be_closed_by_a_callback_or_with_queries_left)
 {
     static int name = 7;
@@ -619,6 +642,7 @@ int main(void)
     tcase_add_test(tc, a_turn_comes_back_as_it_was_stored);
     tcase_add_test(tc, a_stateless_turn_without_answer_has_its_nulls);
     tcase_add_test(tc, callbacks_keep_the_order_and_skip_the_cancelled);
+    tcase_add_test(tc, a_chain_of_queries_does_not_keep_the_loop);
     tcase_add_test(tc, a_reader_may_be_closed_by_a_callback_or_with_queries_left);
     tcase_add_test(tc, a_locked_database_is_waited_for_without_stopping_the_loop);
     tcase_add_test(tc, a_lock_that_stays_is_a_timeout_after_two_seconds);
