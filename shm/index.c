@@ -5,7 +5,7 @@
  * done
  *   2. unlock, claim a free flight, fill it in, take its first block (nobody can see it)
  *   3. lock again, look again: found -> join it, give the claim back
- *   4. write `bucket`, put it at the chain's head, set the reader bit, unlock
+ *   4. number it, set the reader bit, write `bucket`, put it at the chain's head, unlock
  *
  * A death between "bucket written" and "linked" leaves the lock to EOWNERDEAD, and
  * whoever gets it rebuilds the chain from the `bucket` fields.
@@ -74,38 +74,27 @@ static void bucket_unlock(struct shm *shm, uint32_t bucket)
     note_lock(shm, 0);
 }
 
+/* A link of a chain; one that leads nowhere ends it. */
+static uint32_t follow(const struct shm *shm, const shm_u32 *link)
+{
+    uint32_t to = atomic_load_explicit(link, memory_order_acquire);
+    return to <= shm->hdr->flight_count ? to : 0;
+}
+
 /* Inserts by claim_seq, newest first. */
 static void chain_insert(struct shm *shm, uint32_t bucket, uint32_t flight)
 {
     struct shm_flight *f = flight_at(shm, flight);
+    uint64_t seq = atomic_load_explicit(&f->claim_seq, memory_order_relaxed);
     shm_u32 *link = &shm->buckets[bucket].head;
     uint32_t next;
 
-    while (
-        (next = atomic_load_explicit(link, memory_order_relaxed)) != 0 &&
-        atomic_load_explicit(&flight_at(shm, next - 1)->claim_seq, memory_order_relaxed) >
-            atomic_load_explicit(&f->claim_seq, memory_order_relaxed))
+    while ((next = follow(shm, link)) != 0 &&
+           atomic_load_explicit(&flight_at(shm, next - 1)->claim_seq,
+                                memory_order_relaxed) > seq)
         link = &flight_at(shm, next - 1)->next;
     atomic_store_explicit(&f->next, next, memory_order_relaxed);
     atomic_store_explicit(link, flight + 1, memory_order_release);
-}
-
-static void chain_remove(struct shm *shm, uint32_t bucket, uint32_t flight)
-{
-    struct shm_flight *f = flight_at(shm, flight);
-    shm_u32 *link = &shm->buckets[bucket].head;
-    uint32_t at;
-
-    while ((at = atomic_load_explicit(link, memory_order_relaxed)) != 0) {
-        if (at == flight + 1) {
-            atomic_store_explicit(link, atomic_load(&f->next), memory_order_release);
-            break;
-        }
-        link = &flight_at(shm, at - 1)->next;
-    }
-    CRASH_POINT("unlinked");
-    atomic_store_explicit(&f->bucket, 0, memory_order_release);
-    atomic_store_explicit(&f->next, 0, memory_order_relaxed);
 }
 
 void index_rebuild(struct shm *shm, uint32_t bucket)
@@ -121,6 +110,25 @@ void index_rebuild(struct shm *shm, uint32_t bucket)
         }
         chain_insert(shm, bucket, i);
     }
+}
+
+static void chain_remove(struct shm *shm, uint32_t bucket, uint32_t flight)
+{
+    struct shm_flight *f = flight_at(shm, flight);
+    shm_u32 *link = &shm->buckets[bucket].head;
+    uint32_t steps = 0;
+    uint32_t at;
+
+    while ((at = follow(shm, link)) != 0 && at != flight + 1 &&
+           steps++ < shm->hdr->flight_count)
+        link = &flight_at(shm, at - 1)->next;
+    if (at == flight + 1)
+        atomic_store_explicit(link, follow(shm, &f->next), memory_order_release);
+    CRASH_POINT("unlinked");
+    atomic_store_explicit(&f->bucket, 0, memory_order_release);
+    atomic_store_explicit(&f->next, 0, memory_order_relaxed);
+    if (at != flight + 1) /* the chain did not lead to it: it is broken */
+        index_rebuild(shm, bucket);
 }
 
 /* Whether a newcomer may use this flight, and as what. Under the lock. */
@@ -148,6 +156,7 @@ static bool usable(const struct shm_flight *f, struct flight_word w,
 static void set_reader(struct shm *shm, struct shm_flight *f)
 {
     atomic_fetch_or_explicit(&f->readers, UINT64_C(1) << shm->self, memory_order_acq_rel);
+    atomic_thread_fence(memory_order_seq_cst); /* pairs with wake_readers */
     CRASH_POINT("reader_set");
 }
 
@@ -156,10 +165,9 @@ static bool join_existing(struct shm *shm, uint32_t bucket,
                           const struct join_request *req, struct join_result *out)
 {
     uint32_t steps = 0;
-    for (uint32_t at =
-             atomic_load_explicit(&shm->buckets[bucket].head, memory_order_acquire);
+    for (uint32_t at = follow(shm, &shm->buckets[bucket].head);
          at != 0 && steps++ < shm->hdr->flight_count;
-         at = atomic_load_explicit(&flight_at(shm, at - 1)->next, memory_order_relaxed)) {
+         at = follow(shm, &flight_at(shm, at - 1)->next)) {
         struct shm_flight *f = flight_at(shm, at - 1);
         struct flight_word w = flight_load(shm, at - 1);
         if (w.state == FLIGHT_FREE || memcmp(f->key, req->key, SHM_KEY_SIZE) != 0)
@@ -194,8 +202,6 @@ static void fill_in(struct shm *shm, uint32_t index, const struct join_request *
     atomic_store_explicit(&f->result_ttl_ns, req->result_ttl_ns, memory_order_relaxed);
     atomic_store_explicit(&f->abandon_grace_ns, req->abandon_grace_ns,
                           memory_order_relaxed);
-    atomic_store_explicit(&f->claim_seq, atomic_fetch_add(&shm->hdr->claim_seq, 1) + 1,
-                          memory_order_relaxed);
     CRASH_POINT("claim_filled");
 }
 
@@ -229,6 +235,10 @@ enum dac_err index_join(struct shm *shm, const struct join_request *req,
         return DAC_OK;
     }
     struct shm_flight *f = flight_at(shm, mine.index);
+    /* Numbered here and not at the claim: another flight of the key may have come and
+     * gone since, and the newest is the one that newcomers find. */
+    atomic_store_explicit(&f->claim_seq, atomic_fetch_add(&shm->hdr->claim_seq, 1) + 1,
+                          memory_order_relaxed);
     set_reader(shm, f);
     atomic_store_explicit(&f->bucket, bucket + 1, memory_order_release);
     CRASH_POINT("index_bucket");

@@ -170,7 +170,7 @@ struct shm_flight {
     uint8_t org[16];          /* first half of SHA-256 of the org's name */
     shm_u32 kind;             /* enum flight_kind */
     shm_u32 provider;         /* index of its pacer */
-    shm_u64 claim_seq;        /* order of claims over the segment */
+    shm_u64 claim_seq;        /* order in which flights were indexed; under the lock */
     shm_u64 result_ttl_ns;    /* how long DONE answers newcomers */
     shm_u64 abandon_grace_ns; /* the longest that any client asked for; cas, only grows */
     shm_u64 arrived_ns;       /* when the leader's request was read whole */

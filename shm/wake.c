@@ -31,6 +31,10 @@ void wake_slot(struct shm *shm, uint32_t slot, uint32_t flight)
 
 void wake_readers(struct shm *shm, uint32_t flight)
 {
+    /* What was published stands before the bitmap is looked at, as a joiner's bit stands
+     * before it looks at what was published (set_reader): one of the two sees the other.
+     */
+    atomic_thread_fence(memory_order_seq_cst);
     uint64_t readers = flight_readers(shm, flight);
     if (shm->self < SHM_SLOTS)
         readers &= ~(UINT64_C(1) << shm->self);
