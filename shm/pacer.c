@@ -79,7 +79,8 @@ static uint32_t permit_take(struct shm *shm, struct shm_pacer *p, struct flight_
 
     for (uint32_t i = 0; i < limit; i++) {
         uint64_t free_word = 0;
-        if (atomic_load_explicit(&p->permits[i], memory_order_relaxed) != 0)
+        /* Not relaxed: it must not be looked at before this slot stands in `waiting`. */
+        if (atomic_load_explicit(&p->permits[i], memory_order_seq_cst) != 0)
             continue;
         CRASH_POINT("permit_before");
         if (atomic_compare_exchange_strong_explicit(&p->permits[i], &free_word, mine,
