@@ -123,3 +123,17 @@ async def test_chat_dialect(dac, mock):
         return [t["status"] for t in dac.turns()] == ["cancelled"]
 
     await until(stored, "the cancelled turn is stored")
+
+
+@pytest.mark.smoke
+async def test_a_turn_is_found_as_soon_as_a_client_knows_its_id(dac, mock):
+    """Through whichever worker, right behind `meta`."""
+    thread = await dac.thread()
+    for i in range(40):
+        s = await dac.open_ask(thread, say(f"kumquat {i}", tokens=3, barrier="never"))
+        turn = (await s.until("meta")).data["turn_id"]
+        got = (await dac.get(f"/api/turns/{turn}")) if i % 2 else None
+        assert got is None or got.status == 200, f"round {i}: {got.text}"
+        assert await cancel(dac, turn) == "cancelled", f"round {i}"
+        await s.rest()
+        assert s.one("done").data["finish_reason"] == "cancelled"

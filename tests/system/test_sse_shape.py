@@ -113,8 +113,9 @@ async def test_an_answer_without_text(dac, mock):
 
 
 @pytest.mark.limit(60)
-async def test_comment_pings_in_silence(dac, mock):
+async def test_comment_pings_in_silence(make_dac, mock):
     """Every 15 s, in both dialects, once the stream runs."""
+    dac = make_dac({"provider perplexity": {"stall_timeout": "60s"}})
     thread = await dac.thread()
     question = say(tokens=3, barrier="hold@1")
     native = await dac.open_ask(thread, question)
