@@ -39,6 +39,8 @@ static void add_text(struct json_object *to, const char *name, struct json_objec
  */
 static void merge_tool(struct json_object *all, struct json_object *piece)
 {
+    if (!json_object_is_type(piece, json_type_object))
+        return; /* what the provider sent was checked to be JSON, no more */
     int64_t index = json_object_get_int64(json_object_object_get(piece, "index"));
     if (index < 0 || index > 127)
         return;
@@ -53,6 +55,8 @@ static void merge_tool(struct json_object *all, struct json_object *piece)
             json_object_object_add(to, name, json_object_get(value));
             continue;
         }
+        if (!json_object_is_type(value, json_type_object))
+            continue;
         struct json_object *f = json_object_object_get(to, name);
         if (!f) {
             f = json_object_new_object();
@@ -105,6 +109,7 @@ static void forget_answer(struct reading *rd)
     buf_reset(&rd->out->text);
     buf_reset(&rd->out->reasoning);
     buf_reset(&rd->out->citations);
+    rd->out->usage = (struct record_usage){-1, -1, -1};
     json_object_put(rd->tools);
     rd->tools = NULL;
 }

@@ -1,0 +1,184 @@
+/*
+ * The key: what makes two requests the same question, and what does not.
+ */
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "flight/key.h"
+
+/* A request in short; NULL members are absent. */
+struct asked {
+    const char *org, *thread, *provider, *model, *parent, *system, *content, *messages,
+        *params;
+};
+
+#define THREAD_1 "01890a5d-ac96-774b-bcce-b302099a8057"
+#define THREAD_2 "01890a5d-ac96-774b-bcce-b302099a8058"
+
+static const struct asked base = {.org = "o",
+                                  .thread = THREAD_1,
+                                  .provider = "p",
+                                  .model = "m",
+                                  .content = "hello",
+                                  .params = "{\"a\":1,\"b\":[1,{\"x\":1,\"y\":2}]}"};
+
+static struct json_object *json(const char *text)
+{
+    struct json_object *o;
+    struct json_error why;
+
+    if (!text)
+        return NULL;
+    ck_assert_msg(json_parse_strict(text, strlen(text), &o, &why) == DAC_OK, "%s: %s",
+                  text, why.message);
+    return o;
+}
+
+static void key_of(const struct asked *a, uint8_t key[SHM_KEY_SIZE])
+{
+    struct turn_request r;
+
+    turn_request_init(&r);
+    strcpy(r.org, a->org);
+    strcpy(r.provider, a->provider);
+    strcpy(r.model, a->model);
+    if (a->thread)
+        ck_assert(id_parse(a->thread, strlen(a->thread), &r.thread_id));
+    if (a->system)
+        buf_puts(&r.system, a->system);
+    if (a->content)
+        buf_puts(&r.content, a->content);
+    r.messages = json(a->messages);
+    r.params = json(a->params);
+    /* These belong to one asking, not to the question. */
+    r.user_message_id = id_new();
+    r.assistant_message_id = id_new();
+    r.last_turn_id = id_new();
+    ck_assert_int_eq(key_of_request(&r, a->parent, key), DAC_OK);
+    turn_request_free(&r);
+}
+
+/* --- what differs ------------------------------------------------------------------- */
+
+#define WITH(...)                                                                        \
+    {                                                                                    \
+        .org = "o", .thread = THREAD_1, .provider = "p", .model = "m",                   \
+        .content = "hello", .params = "{\"a\":1,\"b\":[1,{\"x\":1,\"y\":2}]}",           \
+        __VA_ARGS__                                                                      \
+    }
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Woverride-init"
+static const struct asked different[] = {
+    WITH(.org = "o2"),
+    WITH(.org = ""),
+    WITH(.org = "op", .provider = ""), /* moved over a border */
+    WITH(.thread = THREAD_2),
+    WITH(.thread = NULL),
+    WITH(.provider = "p2"),
+    WITH(.model = "m2"),
+    WITH(.model = "", .provider = "pm"),
+    WITH(.parent = THREAD_2),
+    WITH(.system = "be brief"),
+    WITH(.system = "hello", .content = ""),
+    WITH(.content = "Hello"),
+    WITH(.content = "hello "),
+    WITH(.content = ""),
+    WITH(.params = NULL),
+    WITH(.params = "{}"),
+    WITH(.params = "{\"a\":2,\"b\":[1,{\"x\":1,\"y\":2}]}"),
+    WITH(.params = "{\"a\":\"1\",\"b\":[1,{\"x\":1,\"y\":2}]}"),
+    WITH(.params = "{\"a\":1,\"b\":[{\"x\":1,\"y\":2},1]}"),
+    WITH(.params = "{\"a\":1,\"b\":[1,{\"x\":2,\"y\":1}]}"),
+    WITH(.params = "{\"a\":1,\"b\":[1,{\"x\":1,\"y\":2}],\"c\":null}"),
+    WITH(.params = "{\"a\":1,\"b\":[1,{\"x\":1,\"y\":null}]}"),
+    WITH(.messages = "[]"),
+    WITH(.messages = "[{\"role\":\"user\",\"content\":\"hello\"}]"),
+    WITH(.messages = "[{\"role\":\"system\",\"content\":\"hello\"}]"),
+    WITH(.messages = "[null]"),
+    WITH(.messages = "[\"\"]"),
+};
+#pragma GCC diagnostic pop
+
+START_TEST(every_difference_that_counts_makes_another_key)
+{
+    uint8_t keys[DAC_ARRAY_LEN(different) + 1][SHM_KEY_SIZE];
+
+    key_of(&base, keys[0]);
+    for (size_t i = 0; i < DAC_ARRAY_LEN(different); i++) {
+        key_of(&different[i], keys[i + 1]);
+        for (size_t k = 0; k <= i; k++)
+            ck_assert_msg(memcmp(keys[i + 1], keys[k], SHM_KEY_SIZE) != 0,
+                          "cases %zu and %zd", i, (ssize_t)k - 1);
+    }
+}
+END_TEST
+
+/* --- what does not ------------------------------------------------------------------ */
+
+static const char *const same_params[] = {
+    "{\"a\":1,\"b\":[1,{\"x\":1,\"y\":2}]}",
+    "{\"b\":[1,{\"x\":1,\"y\":2}],\"a\":1}",
+    "{\"b\":[1,{\"y\":2,\"x\":1}],\"a\":1}",
+    " { \"a\" : 1 , \"b\" : [ 1 , { \"x\" : 1 , \"\\u0079\" : 2 } ] } ",
+};
+
+START_TEST(order_and_spelling_of_members_do_not_count)
+{
+    struct asked a = base;
+    uint8_t key[SHM_KEY_SIZE], other[SHM_KEY_SIZE];
+
+    key_of(&base, key);
+    a.params = same_params[_i];
+    a.parent = ""; /* none */
+    a.system = "";
+    key_of(&a, other);
+    ck_assert_mem_eq(key, other, SHM_KEY_SIZE);
+}
+END_TEST
+
+START_TEST(private_keys_belong_to_one_turn)
+{
+    struct id turn = id_new(), other = id_new();
+    uint8_t key[SHM_KEY_SIZE], again[SHM_KEY_SIZE];
+
+    key_private(&turn, key);
+    key_private(&turn, again);
+    ck_assert_mem_eq(key, again, SHM_KEY_SIZE);
+    key_private(&other, again);
+    ck_assert_mem_ne(key, again, SHM_KEY_SIZE);
+}
+END_TEST
+
+/* A known digest: the stored form must not change by accident. */
+START_TEST(org_digest_is_sha256_of_the_name)
+{
+    static const uint8_t abc[16] = {0xba, 0x78, 0x16, 0xbf, 0x8f, 0x01, 0xcf, 0xea,
+                                    0x41, 0x41, 0x40, 0xde, 0x5d, 0xae, 0x22, 0x23};
+    uint8_t out[16];
+
+    key_org("abc", out);
+    ck_assert_mem_eq(out, abc, sizeof(abc));
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("key");
+    TCase *t = tcase_create("key");
+    SRunner *r;
+    int failed;
+
+    tcase_add_test(t, every_difference_that_counts_makes_another_key);
+    tcase_add_loop_test(t, order_and_spelling_of_members_do_not_count, 0,
+                        DAC_ARRAY_LEN(same_params));
+    tcase_add_test(t, private_keys_belong_to_one_turn);
+    tcase_add_test(t, org_digest_is_sha256_of_the_name);
+    suite_add_tcase(s, t);
+    r = srunner_create(s);
+    srunner_run_all(r, CK_NORMAL);
+    failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
