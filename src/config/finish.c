@@ -134,7 +134,7 @@ static void read_key(struct load *l, struct config_provider *p)
             "one line",
             p->api_key_file);
     } else {
-        p->api_key = strndup(text.data, n);
+        p->api_key = buf_cstr(&text) ? strndup(text.data, n) : NULL;
         if (!p->api_key)
             l->nomem = true;
     }
