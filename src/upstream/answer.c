@@ -14,8 +14,9 @@
 #define ERROR_BODY_MAX (UINT64_C(64) << 10)
 /* The rest of an answer that has a status already. */
 #define ERROR_BODY_NS (3 * NS_PER_S)
-/* Held of a paused HTTP/2 stream before the whole connection has to wait for it. */
-#define HELD_MAX   (UINT64_C(1) << 20)
+/* Held of a paused HTTP/2 stream before curl stops reading it, which makes all others on
+ * its connection wait. */
+#define HELD_H2    (UINT64_C(1) << 20)
 #define HELD_SLICE (UINT64_C(16) << 10)
 #define WARN_NS    NS_PER_S
 
@@ -200,7 +201,6 @@ size_t answer_body(char *p, size_t size, size_t n, void *arg)
 {
     struct upstream_call *c = arg;
     size_t len = size * n;
-    long version = 0;
 
     if (c->detached || c->ended)
         return len;
@@ -212,16 +212,24 @@ size_t answer_body(char *p, size_t size, size_t n, void *arg)
         read_stream(c, p, len);
         return len;
     }
-    /* A paused stream would make all others of its HTTP/2 connection wait. */
-    curl_easy_getinfo(c->easy, CURLINFO_HTTP_VERSION, &version);
-    if (version >= CURL_HTTP_VERSION_2_0 && c->held.len + len <= HELD_MAX &&
-        buf_append(&c->held, p, len) == DAC_OK)
+    if (buf_append(&c->held, p, len) != DAC_OK) {
+        struct upstream_end end;
+        outcome_from_curl(&end, CURLE_OUT_OF_MEMORY);
+        answer_end(c, &end);
         return len;
-    c->held.failed = false;
-    c->curl_paused = true;
-    if (!c->paused)
-        call_queue(c);
-    return CURL_WRITEFUNC_PAUSE;
+    }
+    call_queue(c);
+    return len;
+}
+
+bool answer_wants_pause(const struct upstream_call *c)
+{
+    long version = 0;
+
+    if (!c->paused || c->held.len == 0 || c->curl_paused)
+        return false;
+    curl_easy_getinfo(c->easy, CURLINFO_HTTP_VERSION, &version);
+    return version < CURL_HTTP_VERSION_2_0 || c->held.len > HELD_H2;
 }
 
 void answer_drain(struct upstream_call *c)

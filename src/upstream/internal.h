@@ -43,7 +43,7 @@ struct upstream_call {
     struct sse_decoder sse;
     struct buf body;  /* of the request; curl reads it without a copy */
     struct buf error; /* of an answer that is no stream */
-    struct buf held;  /* of a stream that is paused where curl cannot pause it alone */
+    struct buf held;  /* came in while the call was paused */
     struct buf auth;
     struct curl_slist auth_node;
     char curl_error[CURL_ERROR_SIZE];
@@ -68,6 +68,7 @@ struct upstream_call {
     bool queued;      /* in `work` */
     bool paused;      /* by the caller */
     bool curl_paused; /* curl has stopped reading */
+    bool want_poke;   /* its connection may have broken under another call */
     bool over;        /* curl is done with it; `result` is valid */
     bool ended;       /* `end` is decided */
     bool detached;    /* cancelled, or on_end() was called */
@@ -76,6 +77,8 @@ struct upstream_call {
 
     /* the connection, once the request is on it */
     bool linked;
+    unsigned attempts; /* how often the request went out */
+    uint64_t sent_ns;  /* the first time */
     int local_port;
     int remote_port;
     char remote_ip[64];
@@ -128,6 +131,8 @@ void call_queue(struct upstream_call *c);
 /* --- answer.c: what comes in --- */
 size_t answer_head(char *p, size_t size, size_t n, void *arg);
 size_t answer_body(char *p, size_t size, size_t n, void *arg);
+/* Whether curl itself should stop reading. */
+bool answer_wants_pause(const struct upstream_call *c);
 /* Reads what was held while the call was paused. */
 void answer_drain(struct upstream_call *c);
 /* The transfer is over and nothing is held: decides the end. */
@@ -145,5 +150,10 @@ enum dac_err transfer_prepare(struct upstream_call *c) DAC_CHECK;
 /* Takes the call off curl, and sees to it that the provider is told now. */
 void transfer_remove(struct upstream_call *c);
 void transfer_unlink(struct upstream_call *c);
+/* Makes curl look at the connection of the other calls on it. One that broke is noticed
+ * by curl only call by call, when something comes in, and is kept open until the last
+ * one. */
+void transfer_poke_others(struct upstream_call *c);
+void transfer_poke(struct upstream_call *c);
 
 #endif

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "config.h"
 #include "upstream/internal.h"
 
@@ -21,6 +22,9 @@
 #define READ_BUFFER_H2 16384L
 #define DNS_CACHE_S    60L
 #define KEEPALIVE_S    30L
+/* A connection that was closed before shows it within a round trip. */
+#define RESEND_NS      (500 * NS_PER_MS)
+#define SIBLINGS_TRIED 16
 
 static struct curl_slist header_expect = {.data = (char[]){"Expect:"}};
 static struct curl_slist header_accept = {.data = (char[]){"Accept: text/event-stream"},
@@ -28,13 +32,24 @@ static struct curl_slist header_accept = {.data = (char[]){"Accept: text/event-s
 static struct curl_slist header_type = {
     .data = (char[]){"Content-Type: application/json"}, .next = &header_accept};
 
-/* Before the request is sent, on a new connection and on one that is used again. */
+/* Before the request is sent. curl sends it again, up to five times, if a connection that
+ * was used before ends without an answer: right for one that the provider had closed
+ * while it was idle, but else each is one more call that nobody paced. */
 static int on_connection(void *arg, char *remote_ip, char *local_ip, int remote_port,
                          int local_port)
 {
     struct upstream_call *c = arg;
+    uint64_t now = clock_now_ns();
 
     (void)local_ip;
+    if (c->attempts == 0)
+        c->sent_ns = now;
+    else if (c->attempts > 1 || now - c->sent_ns > RESEND_NS) {
+        curl_easy_setopt(c->easy, CURLOPT_FORBID_REUSE, 1L);
+        return CURL_PREREQFUNC_ABORT;
+    }
+    if (c->attempts++ > 0)
+        transfer_poke_others(c);
     transfer_unlink(c);
     c->local_port = local_port;
     c->remote_port = remote_port;
@@ -172,47 +187,83 @@ enum dac_err transfer_prepare(struct upstream_call *c)
     return rc;
 }
 
-/* Another call on the connection of `c`; one that curl has not paused if there is one. */
-static struct upstream_call *find_sibling(struct upstream_call *c)
+static bool shares_connection(const struct upstream_call *c,
+                              const struct upstream_call *other)
 {
-    struct upstream_call *other;
-    struct upstream_call *paused = NULL;
-
-    TAILQ_FOREACH (other, &c->u->links[c->local_port % UPSTREAM_LINK_BUCKETS], link) {
-        if (other == c || !other->in_multi || other->over ||
-            other->local_port != c->local_port || other->remote_port != c->remote_port ||
-            strcmp(other->remote_ip, c->remote_ip) != 0)
-            continue;
-        if (!other->curl_paused)
-            return other;
-        paused = other;
-    }
-    return paused;
+    return other != c && other->in_multi && !other->over &&
+           other->local_port == c->local_port && other->remote_port == c->remote_port &&
+           strcmp(other->remote_ip, c->remote_ip) == 0;
 }
 
-static void write_out(struct upstream_call *sibling)
+static void change_pause_state(struct upstream_call *c)
 {
-    bool paused = sibling->curl_paused;
+    bool paused = c->curl_paused;
 
-    curl_easy_pause(sibling->easy, paused ? CURLPAUSE_CONT : CURLPAUSE_SEND);
-    curl_easy_pause(sibling->easy, paused ? CURLPAUSE_RECV : CURLPAUSE_CONT);
+    curl_easy_pause(c->easy, paused ? CURLPAUSE_CONT : CURLPAUSE_SEND);
+    curl_easy_pause(c->easy, paused ? CURLPAUSE_RECV : CURLPAUSE_CONT);
+}
+
+/* Writes out what the connection of `c` holds back. One call with an answer is certain
+ * to be on it; one without may have been moved to another by curl, so several are used.
+ */
+static void write_out(struct upstream_call *c)
+{
+    struct call_list *bucket = &c->u->links[c->local_port % UPSTREAM_LINK_BUCKETS];
+    struct upstream_call *other;
+    int tried = 0;
+
+    TAILQ_FOREACH (other, bucket, link) {
+        if (shares_connection(c, other) && other->kind != BODY_NONE) {
+            change_pause_state(other);
+            return;
+        }
+    }
+    TAILQ_FOREACH (other, bucket, link) {
+        if (shares_connection(c, other)) {
+            change_pause_state(other);
+            if (++tried == SIBLINGS_TRIED)
+                return;
+        }
+    }
 }
 
 void transfer_remove(struct upstream_call *c)
 {
-    struct upstream_call *sibling;
-
     if (!c->in_multi)
         return;
-    sibling = c->linked && !c->over ? find_sibling(c) : NULL;
-    if (!c->over)
-        curl_easy_setopt(c->easy, CURLOPT_FORBID_REUSE, 1L);
     /* Deeper, so that nothing is done from within these. */
     c->u->depth++;
+    if (!c->over)
+        curl_easy_setopt(c->easy, CURLOPT_FORBID_REUSE, 1L);
     curl_multi_remove_handle(c->u->multi, c->easy);
     c->in_multi = false;
+    if (c->linked && !c->over)
+        write_out(c);
     transfer_unlink(c);
-    if (sibling)
-        write_out(sibling);
+    c->u->depth--;
+}
+
+void transfer_poke_others(struct upstream_call *c)
+{
+    struct call_list *bucket = &c->u->links[c->local_port % UPSTREAM_LINK_BUCKETS];
+    struct upstream_call *other;
+
+    if (!c->linked)
+        return;
+    TAILQ_FOREACH (other, bucket, link) {
+        if (shares_connection(c, other) && !other->want_poke) {
+            other->want_poke = true;
+            call_queue(other);
+        }
+    }
+}
+
+void transfer_poke(struct upstream_call *c)
+{
+    c->want_poke = false;
+    if (!c->in_multi)
+        return;
+    c->u->depth++;
+    change_pause_state(c);
     c->u->depth--;
 }

@@ -22,12 +22,13 @@
 #define CALL_MAGIC    0x55434c4cU
 #define REQUEST_MAX   (UINT64_C(64) << 20)
 #define SSE_EVENT_MAX (UINT64_C(1) << 20)
-#define HELD_HARD_MAX (UINT64_C(2) << 20)
-#define ERROR_MAX     (UINT64_C(64) << 10)
-#define SCRATCH_MAX   (UINT64_C(8) << 20)
-#define KEEP_BYTES    (UINT64_C(16) << 10)
-#define IDLE_MAX      512
-#define LINGER_MS     500
+/* What curl may still hand over in one go after it was told to pause. */
+#define HELD_MAX    (UINT64_C(8) << 20)
+#define ERROR_MAX   (UINT64_C(64) << 10)
+#define SCRATCH_MAX (UINT64_C(8) << 20)
+#define KEEP_BYTES  (UINT64_C(16) << 10)
+#define IDLE_MAX    512
+#define LINGER_MS   500
 
 static void check(const struct upstream_call *c)
 {
@@ -66,7 +67,7 @@ static struct upstream_call *call_new(struct upstream *u)
     c->u = u;
     c->body = BUF_INIT(REQUEST_MAX);
     c->error = BUF_INIT(ERROR_MAX);
-    c->held = BUF_INIT(HELD_HARD_MAX);
+    c->held = BUF_INIT(HELD_MAX);
     c->auth = BUF_INIT(KEEP_BYTES);
     c->reader.tokener = u->tokener;
     c->reader.scratch = &u->scratch;
@@ -132,8 +133,10 @@ static void call_init(struct upstream_call *c, const struct upstream_provider *p
     c->content_ns = c->started_ns;
     c->pieces = 0;
     c->in_multi = c->want_add = c->want_resume = c->queued = false;
-    c->paused = c->curl_paused = c->over = c->ended = c->detached = c->linked = false;
+    c->paused = c->curl_paused = c->want_poke = c->over = c->ended = c->detached =
+        c->linked = false;
     c->result = CURLE_OK;
+    c->attempts = 0;
 }
 
 enum dac_err upstream_new(struct event_base *base, struct upstream **out)
@@ -228,6 +231,15 @@ static void tell_end(struct upstream_call *c)
     c->reader.ops->on_end(c->reader.arg, &end);
 }
 
+static void transfer_ended(struct upstream_call *c, CURLcode result)
+{
+    c->over = true;
+    c->result = result;
+    transfer_remove(c);
+    if (c->held.len == 0)
+        answer_over(c);
+}
+
 static void resume(struct upstream_call *c)
 {
     c->want_resume = false;
@@ -239,12 +251,9 @@ static void resume(struct upstream_call *c)
         answer_over(c);
     } else if (c->curl_paused) {
         c->curl_paused = false;
-        if (curl_easy_pause(c->easy, CURLPAUSE_CONT) != CURLE_OK && !c->over &&
-            !c->ended) {
-            c->over = true;
-            c->result = CURLE_RECV_ERROR;
-            answer_over(c);
-        }
+        if (curl_easy_pause(c->easy, CURLPAUSE_CONT) != CURLE_OK && !c->ended &&
+            !c->detached)
+            transfer_ended(c, CURLE_RECV_ERROR);
     }
 }
 
@@ -254,6 +263,12 @@ static void work_on(struct upstream_call *c)
         struct upstream_end end;
         outcome_from_curl(&end, CURLE_OUT_OF_MEMORY);
         answer_end(c, &end);
+    }
+    if (c->want_poke)
+        transfer_poke(c);
+    if (c->in_multi && !c->detached && !c->ended && answer_wants_pause(c)) {
+        c->curl_paused = true;
+        curl_easy_pause(c->easy, CURLPAUSE_RECV);
     }
     if (!c->detached && !c->ended && !c->paused &&
         (c->want_resume || c->curl_paused || c->held.len > 0))
@@ -282,11 +297,9 @@ void upstream_work(struct upstream *u)
 
 void call_transfer_over(struct upstream_call *c, CURLcode result)
 {
-    c->over = true;
-    c->result = result;
-    transfer_remove(c);
-    if (!c->detached && !c->ended && c->held.len == 0)
-        answer_over(c);
+    if (result != CURLE_OK || (!c->ended && !c->reader.finished))
+        transfer_poke_others(c);
+    transfer_ended(c, result);
     call_queue(c);
 }
 
