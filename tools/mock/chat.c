@@ -84,7 +84,14 @@ static char *header_lines(const struct exchange *x)
 
 static char *copy_text(const char *s, size_t n, size_t max)
 {
-    return strndup(s, n < max ? n : max);
+    size_t len = n < max ? n : max;
+    char *copy = malloc(len + 1);
+
+    if (copy) {
+        memcpy(copy, s, len);
+        copy[len] = '\0';
+    }
+    return copy;
 }
 
 static void log_request(struct exchange *x, uint64_t id, uint64_t now, const char *model,
