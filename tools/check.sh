@@ -47,7 +47,7 @@ asan)
     rm -rf "$reports"
     mkdir -p "$reports"
     chmod 1777 "$reports" # children that dropped their user report there too
-    export ASAN_OPTIONS="abort_on_error=1:detect_stack_use_after_return=1:strict_string_checks=1:log_path=$reports/asan"
+    export ASAN_OPTIONS="abort_on_error=1:detect_stack_use_after_return=1:log_path=$reports/asan"
     export UBSAN_OPTIONS="print_stacktrace=1:halt_on_error=1:log_path=$reports/ubsan"
     printf '== build\n'
     ASAN_OPTIONS=detect_leaks=0 $build_with --no-print-directory "BUILD=$build/asan" SANITIZE=1 tests
