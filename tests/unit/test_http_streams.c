@@ -93,9 +93,9 @@ START_TEST(one_piece_reaches_all_dialects)
     client_puts(&head, "HEAD /stream HTTP/1.1\r\n" HOST "\r\n" HELLO);
     http_fixture_await(&f.holding, 3);
     ck_assert_uint_eq(http_fixture_stats(&f).streams, 3);
-    http_fixture_call(&f, send_all, "data: 1\n\n");
-    http_fixture_call(&f, send_all, "data: 2\n\n");
-    http_fixture_call(&f, finish_all, "end");
+    http_fixture_call(&f, send_all, (char[]){"data: 1\n\n"});
+    http_fixture_call(&f, send_all, (char[]){"data: 2\n\n"});
+    http_fixture_call(&f, finish_all, (char[]){"end"});
 
     expect_stream(&c, "data: 1\n\ndata: 2\n\nend", true);
     expect_stream(&old, "data: 1\n\ndata: 2\n\nend", false);
@@ -144,7 +144,7 @@ START_TEST(an_aborted_stream_does_not_look_whole)
     struct client c = client_open(&f);
     client_puts(&c, STREAM);
     http_fixture_await(&f.holding, 1);
-    http_fixture_call(&f, send_all, "data: 1\n\n");
+    http_fixture_call(&f, send_all, (char[]){"data: 1\n\n"});
     http_fixture_call(&f, abort_all, NULL);
     struct reply r = client_reply(&c, false);
     ck_assert_int_eq(r.status, 200);
@@ -393,7 +393,7 @@ START_TEST(a_waiting_follower_takes_a_kilobyte)
     for (int i = 0; i < CLIENTS; i++)
         client_puts(&clients[i], STREAM);
     http_fixture_await(&f.holding, CLIENTS);
-    http_fixture_call(&f, send_all, ": ping\n\n");
+    http_fixture_call(&f, send_all, (char[]){": ping\n\n"});
     usleep(50000);
     size_t streaming = mallinfo2().uordblks;
     for (int i = 0; i < CLIENTS; i++)
