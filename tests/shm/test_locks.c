@@ -1,0 +1,246 @@
+/*
+ * Death under a bucket's lock: whoever comes next finds the chain as the dead left it,
+ * mends it and goes on, also if it dies over that, and also if many come at once.
+ */
+#include <errno.h>
+
+#include "tests/shm/actors.h"
+
+#define BUCKET 5u
+#define CROWD  6u
+
+static void setup(void)
+{
+    fixture_open(64);
+}
+
+static void teardown(void)
+{
+    fixture_close();
+}
+
+/* A key of BUCKET that differs from the others behind the hash. */
+static struct join_request colliding(uint32_t n)
+{
+    struct join_request req = question(BUCKET);
+
+    memcpy(req.key + 8, &n, sizeof(n));
+    return req;
+}
+
+static struct join_result ask(uint32_t n)
+{
+    struct join_request req = colliding(n);
+    struct join_result r;
+
+    ck_assert_int_eq(index_join(&shm, &req, &r), DAC_OK);
+    return r;
+}
+
+/* What a process had done to the chain of flights 2, 1, 0 when it died. */
+enum deed {
+    NOTHING,
+    INDEXED_NOT_LINKED,
+    LINKED_HALF,
+    UNLINKED_STILL_NAMED,
+    GARBAGE,
+    DEEDS
+};
+
+static void half_a_step(enum deed deed, const struct join_result *r)
+{
+    struct shm_flight *newest = flight_at(&shm, r[2].ref.index);
+    struct shm_flight *middle = flight_at(&shm, r[1].ref.index);
+
+    switch (deed) {
+    case INDEXED_NOT_LINKED: /* of the newest: its bucket is written, the head is not */
+        atomic_store(&shm.buckets[BUCKET].head, atomic_load(&newest->next));
+        atomic_store(&newest->next, 0);
+        break;
+    case LINKED_HALF:
+        atomic_store(&shm.buckets[BUCKET].head, atomic_load(&newest->next));
+        break;
+    case UNLINKED_STILL_NAMED: /* chain_remove() of the middle one */
+        atomic_store(&newest->next, atomic_load(&middle->next));
+        break;
+    case GARBAGE:
+        atomic_store(&shm.buckets[BUCKET].head, 12345);
+        atomic_store(&middle->next, r[2].ref.index + 1);
+        break;
+    default:
+        break;
+    }
+}
+
+static void die_under_lock(enum deed deed, const struct join_result *r)
+{
+    int status;
+    pid_t pid = fork();
+
+    ck_assert_int_ge(pid, 0);
+    if (pid == 0) {
+        int rc = pthread_mutex_lock(&shm.buckets[BUCKET].lock);
+        if (rc != 0 && rc != EOWNERDEAD)
+            _exit(1);
+        half_a_step(deed, r);
+        raise(SIGKILL);
+    }
+    ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+    ck_assert(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+}
+
+static void expect_whole(const struct join_result *r)
+{
+    char why[160];
+
+    for (uint32_t i = 0; i < 3; i++) { /* the first to come mends it */
+        struct join_result again = ask(i);
+        ck_assert_int_eq(again.role, JOIN_FOLLOWER);
+        ck_assert_uint_eq(again.ref.index, r[i].ref.index);
+    }
+    ck_assert_msg(index_valid(&shm, BUCKET, why, sizeof(why)), "%s", why);
+}
+
+START_TEST(chain_is_mended_by_the_next_one)
+{
+    struct join_result r[3];
+
+    shm.self = new_worker();
+    for (uint32_t i = 0; i < 3; i++)
+        r[i] = ask(i);
+    die_under_lock((enum deed)_i, r);
+    expect_whole(r);
+    ck_assert_uint_eq(shm_counter_sum(&shm, SHM_C_lock_recoveries), 1);
+    ck_assert_uint_eq(shm_counter_sum(&shm, SHM_C_lock_timeouts), 0);
+}
+END_TEST
+
+/* The second of them died before it declared the lock consistent. */
+START_TEST(death_over_the_repair_changes_nothing)
+{
+    struct join_result r[3];
+
+    shm.self = new_worker();
+    for (uint32_t i = 0; i < 3; i++)
+        r[i] = ask(i);
+    for (int deaths = 0; deaths < 5; deaths++)
+        die_under_lock(GARBAGE, r);
+    expect_whole(r);
+    for (int round = 0; round < 20; round++) {
+        die_under_lock((enum deed)(round % DEEDS), r);
+        expect_whole(r);
+    }
+    ck_assert_uint_eq(shm_counter_sum(&shm, SHM_C_lock_recoveries), 21);
+}
+END_TEST
+
+/* Several wait at the lock when its holder dies: one mends, all go on. */
+START_TEST(crowd_at_the_lock_goes_on)
+{
+    struct join_result r[3];
+    uint32_t slots[CROWD];
+    pid_t pids[CROWD];
+    int ready[2], status;
+    char c = 0;
+
+    shm.self = new_worker();
+    for (uint32_t i = 0; i < 3; i++)
+        r[i] = ask(i);
+    ck_assert_int_eq(pipe(ready), 0);
+    pid_t holder = fork();
+    if (holder == 0) {
+        pthread_mutex_lock(&shm.buckets[BUCKET].lock);
+        half_a_step(GARBAGE, r);
+        if (write(ready[1], &c, 1) != 1)
+            _exit(1);
+        for (;;)
+            pause();
+    }
+    ck_assert_int_eq(read(ready[0], &c, 1), 1);
+    for (uint32_t i = 0; i < CROWD; i++) {
+        slots[i] = new_worker();
+        pids[i] = fork_actor(slots[i]);
+        if (pids[i] == 0) {
+            struct join_request req = colliding(77);
+            struct join_result mine;
+            enum dac_err e;
+            uint64_t until = clock_now_ns() + 10 * NS_PER_S;
+
+            while ((e = index_join(&shm, &req, &mine)) == DAC_E_BUSY &&
+                   clock_now_ns() < until)
+                ;
+            _exit(e != DAC_OK ? 1 : mine.role == JOIN_LEADER ? 20 : 21);
+        }
+    }
+    uint32_t waiting = 0;
+    while (waiting < CROWD) {
+        waiting = 0;
+        for (uint32_t i = 0; i < CROWD; i++)
+            waiting += atomic_load(&shm.slots[slots[i]].locking_bucket) == BUCKET + 1;
+    }
+    ck_assert_int_eq(kill(holder, SIGKILL), 0);
+    ck_assert_int_eq(waitpid(holder, &status, 0), holder);
+    uint32_t leaders = 0, followers = 0;
+    for (uint32_t i = 0; i < CROWD; i++) {
+        ck_assert_int_eq(waitpid(pids[i], &status, 0), pids[i]);
+        ck_assert(WIFEXITED(status));
+        leaders += WEXITSTATUS(status) == 20;
+        followers += WEXITSTATUS(status) == 21;
+        bury_actor(slots[i]);
+    }
+    ck_assert_uint_eq(leaders, 1);
+    ck_assert_uint_eq(followers, CROWD - 1);
+    ck_assert_uint_eq(shm_counter_sum(&shm, SHM_C_lock_recoveries), 1);
+    expect_whole(r);
+    bury_actor(shm.self);
+    assert_nothing_leaked();
+}
+END_TEST
+
+/* A stopped holder blocks nobody for longer than the limit, and other buckets not at all.
+ */
+START_TEST(stopped_holder_costs_20_ms)
+{
+    int ready[2];
+    char c = 0;
+
+    shm.self = new_worker();
+    ck_assert_int_eq(pipe(ready), 0);
+    pid_t holder = fork();
+    if (holder == 0) {
+        pthread_mutex_lock(&shm.buckets[BUCKET].lock);
+        if (write(ready[1], &c, 1) != 1)
+            _exit(1);
+        raise(SIGSTOP);
+        pthread_mutex_unlock(&shm.buckets[BUCKET].lock);
+        _exit(0);
+    }
+    ck_assert_int_eq(read(ready[0], &c, 1), 1);
+    ck_assert_int_eq(waitpid(holder, NULL, WUNTRACED), holder);
+    struct join_request req = colliding(1), other = question(BUCKET + 1);
+    struct join_result r;
+    uint64_t start = clock_now_ns();
+    ck_assert_int_eq(index_join(&shm, &req, &r), DAC_E_BUSY);
+    ck_assert_uint_ge(clock_now_ns() - start, INDEX_LOCK_NS);
+    ck_assert_int_eq(index_join(&shm, &other, &r), DAC_OK);
+    ck_assert_int_eq(kill(holder, SIGCONT), 0);
+    ck_assert_int_eq(waitpid(holder, NULL, 0), holder);
+    ck_assert_int_eq(index_join(&shm, &req, &r), DAC_OK);
+    ck_assert_uint_eq(shm_counter_sum(&shm, SHM_C_lock_recoveries), 0);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("death under a lock");
+    TCase *t = tcase_create("locks");
+
+    tcase_add_checked_fixture(t, setup, teardown);
+    tcase_set_timeout(t, 20);
+    tcase_add_loop_test(t, chain_is_mended_by_the_next_one, 0, DEEDS);
+    tcase_add_test(t, death_over_the_repair_changes_nothing);
+    tcase_add_test(t, crowd_at_the_lock_goes_on);
+    tcase_add_test(t, stopped_holder_costs_20_ms);
+    suite_add_tcase(s, t);
+    return run_suite(s);
+}
