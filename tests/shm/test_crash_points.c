@@ -1,0 +1,337 @@
+/*
+ * A worker or the recorder ends at each crash point that stands in shm/, or stops there
+ * for a while, beside a worker that lives on. The names are read from the sources, so no
+ * new point is forgotten, and each must be reached.
+ *
+ * Without crash points (see --enable-crashpoints) there is nothing to run.
+ */
+#include <glob.h>
+
+#include "tests/shm/actors.h"
+
+#ifdef DAC_CRASHPOINTS
+
+#define POINTS_MAX 100
+#define NAME_MAX_  48
+#define BROKEN_KEY 9u
+
+static char points[POINTS_MAX][NAME_MAX_];
+static size_t point_count;
+
+static const unsigned passes[] = {1, 3};
+
+/* --- the list ----------------------------------------------------------------------- */
+
+static void note_points_of(const char *path)
+{
+    static const char mark[] = "CRASH_POINT(\"";
+    char line[256];
+    FILE *f = fopen(path, "r");
+
+    if (!f)
+        return;
+    while (fgets(line, sizeof(line), f)) {
+        const char *at = strstr(line, mark);
+        if (at && point_count < POINTS_MAX)
+            sscanf(at + strlen(mark), "%47[a-z_]", points[point_count++]);
+    }
+    fclose(f);
+}
+
+static void find_points(void)
+{
+    glob_t files;
+
+    if (glob("shm/*.c", 0, NULL, &files) != 0)
+        return;
+    for (size_t i = 0; i < files.gl_pathc; i++)
+        note_points_of(files.gl_pathv[i]);
+    globfree(&files);
+}
+
+/* --- the world ---------------------------------------------------------------------- */
+
+static uint32_t me;
+static struct join_result mine[3]; /* flights of this process: keys 0, 1, 2 */
+
+static void setup(void)
+{
+    fixture_open(24);
+    pacer_set_limits(&shm, 0, 1e6, 1000, FIXTURE_CONCURRENCY);
+}
+
+static void teardown(void)
+{
+    fixture_close();
+}
+
+static void ask(uint32_t key, struct join_result *r)
+{
+    struct join_request req = question(key);
+
+    ck_assert_int_eq(index_join(&shm, &req, r), DAC_OK);
+}
+
+/* A process that dies with the lock of BROKEN_KEY's bucket, and with two flights, one of
+ * them ended and not stored. */
+static void leave_something_to_repair(void)
+{
+    uint32_t slot = new_worker();
+    pid_t pid = fork_actor(slot);
+
+    if (pid == 0) {
+        struct join_result r;
+        struct join_request req = question(7);
+        must(index_join(&shm, &req, &r), "not joined", 7);
+        must(blocklog_append(&shm, &r.writer, RECORD_REQUEST, "{}", 2), "no log", 7);
+        must(flight_advance(&shm, r.ref, FLIGHT_QUEUED), "not queued", 7);
+        req = question(8);
+        must(index_join(&shm, &req, &r), "not joined", 8);
+        finish(&r, TURN_FAILED);
+        pthread_mutex_lock(&shm.buckets[BROKEN_KEY].lock);
+        raise(SIGKILL);
+    }
+    ck_assert_int_eq(waitpid(pid, NULL, 0), pid);
+    bury_actor(slot);
+}
+
+static void begin(void)
+{
+    me = new_worker();
+    shm.self = me;
+    for (uint32_t i = 0; i < DAC_ARRAY_LEN(mine); i++) {
+        ask(i, &mine[i]);
+        ck_assert_int_eq(mine[i].role, JOIN_LEADER);
+        ck_assert_int_eq(blocklog_append(&shm, &mine[i].writer, RECORD_REQUEST, "{}", 2),
+                         DAC_OK);
+        ck_assert_int_eq(flight_advance(&shm, mine[i].ref, FLIGHT_QUEUED), DAC_OK);
+    }
+    leave_something_to_repair();
+}
+
+/* --- who dies ----------------------------------------------------------------------- */
+
+/* Follows what runs, leads what nobody leads, over broken and over sound buckets. This
+ * process reads along, so that there is somebody to wake. */
+static void worker_scene(void)
+{
+    static const uint32_t keys[] = {0, 1, BROKEN_KEY, 4, 5, 1, 4, 6};
+    unsigned seed = 5;
+
+    for (size_t i = 0; i < DAC_ARRAY_LEN(keys); i++) {
+        struct join_request req = question(keys[i]);
+        struct join_result r;
+
+        req.result_ttl_ns = 0;
+        req.error_ttl_ns = 0;
+        while (index_join(&shm, &req, &r) == DAC_E_BUSY)
+            ;
+        if (r.role == JOIN_LEADER) {
+            atomic_fetch_or(&flight_at(&shm, r.ref.index)->readers, UINT64_C(1) << me);
+            actor_lead(&r, &seed);
+        } else {
+            actor_follow(&r, &seed);
+        }
+    }
+    struct flight_ref spare; /* a claim that is given back */
+    must(flight_claim(&shm, &spare), "not claimed", 0);
+    flight_unclaim(&shm, spare);
+}
+
+static void recorder_scene(void)
+{
+    recorder_step(RECYCLE_EXPIRED);
+    recorder_step(RECYCLE_PRESSURE);
+    recorder_step(RECYCLE_PRESSURE);
+}
+
+static void act(bool recorder, const char *point, unsigned pass, bool stop)
+{
+    char at[NAME_MAX_ + 16];
+
+    snprintf(at, sizeof(at), "%s:%u", point, pass);
+    setenv("DAC_CRASH_AT", at, 1);
+    setenv("DAC_CRASH_SIGNAL", stop ? "STOP" : "KILL", 1);
+    crash_set_role(recorder ? "recorder" : "worker");
+    if (recorder)
+        recorder_scene();
+    else
+        worker_scene();
+    _exit(0);
+}
+
+/* --- who lives on ------------------------------------------------------------------- */
+
+/* All keys can be asked for, whatever the other one left; `busy_allowed`: it may stand
+ * stopped with a lock. */
+static void go_on(bool busy_allowed)
+{
+    char why[160];
+
+    for (uint32_t key = 0; key < 12; key++) {
+        struct join_request req = question(key);
+        struct join_result r;
+        enum dac_err e = index_join(&shm, &req, &r);
+
+        if (e == DAC_E_BUSY && busy_allowed)
+            continue;
+        ck_assert_int_eq(e, DAC_OK);
+        if (r.role == JOIN_LEADER)
+            finish(&r, TURN_FAILED);
+        flight_drop_reader(&shm, r.ref.index);
+    }
+    for (uint32_t key = 0; key < 12 && !busy_allowed; key++)
+        ck_assert_msg(index_valid(&shm, key, why, sizeof(why)), "bucket %u: %s", key,
+                      why);
+    for (uint32_t i = 0; i < DAC_ARRAY_LEN(mine); i++) {
+        struct join_result *r = &mine[i];
+        if (flight_load(&shm, r->ref.index).owner == me)
+            ck_assert_int_eq(blocklog_append(&shm, &r->writer, RECORD_DELTA, "", 0),
+                             DAC_OK);
+    }
+}
+
+static void end_mine(void)
+{
+    for (uint32_t i = 0; i < DAC_ARRAY_LEN(mine); i++) {
+        finish(&mine[i], TURN_FAILED);
+        flight_drop_reader(&shm, mine[i].ref.index);
+    }
+}
+
+/* One child at one point; true if it got there. */
+static bool run_one(bool recorder, const char *point, unsigned pass, bool stop)
+{
+    uint32_t slot;
+    int status;
+    bool reached;
+
+    begin();
+    slot = recorder ? new_recorder() : new_worker();
+    pid_t pid = fork_actor(slot);
+    if (pid == 0)
+        act(recorder, point, pass, stop);
+    ck_assert_int_eq(waitpid(pid, &status, stop ? WUNTRACED : 0), pid);
+    reached = stop ? WIFSTOPPED(status) : WIFSIGNALED(status);
+    if (stop && reached) {
+        go_on(true);
+        ck_assert_int_eq(kill(pid, SIGCONT), 0);
+        ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+    }
+    if (reached && !stop)
+        ck_assert_int_eq(WTERMSIG(status), SIGKILL);
+    else
+        ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0,
+                      "%s:%u: %s ended with status %x", point, pass,
+                      recorder ? "recorder" : "worker", (unsigned)status);
+    bury_actor(slot);
+    go_on(false);
+    end_mine();
+    bury_actor(me);
+    shm.self = SHM_NO_SLOT;
+    assert_nothing_leaked();
+    return reached;
+}
+
+static void run_all(const char *point, bool stop)
+{
+    uint32_t reached = 0;
+
+    for (size_t i = 0; i < (stop ? 1 : DAC_ARRAY_LEN(passes)); i++) {
+        reached += run_one(false, point, passes[i], stop);
+        reached += run_one(true, point, passes[i], stop);
+    }
+    ck_assert_msg(reached > 0, "nobody came to crash point %s", point);
+}
+
+START_TEST(death_at_each_point)
+{
+    run_all(points[_i], false);
+}
+END_TEST
+
+START_TEST(stop_at_each_point)
+{
+    run_all(points[_i], true);
+}
+END_TEST
+
+START_TEST(points_were_found)
+{
+    ck_assert_msg(point_count > 20, "run this from the top folder: shm/*.c has %zu",
+                  point_count);
+}
+END_TEST
+
+/* --- a late claimer ----------------------------------------------------------------- */
+
+/* It claimed, and before it came back to the lock another flight of the key had come and
+ * gone. What it leads then is what newcomers find. */
+START_TEST(late_claimer_is_found)
+{
+    uint32_t slot = new_worker();
+    struct join_result r;
+    int status;
+
+    me = new_worker();
+    shm.self = me;
+    pid_t pid = fork_actor(slot);
+    if (pid == 0) {
+        setenv("DAC_CRASH_AT", "claim_filled", 1);
+        setenv("DAC_CRASH_SIGNAL", "STOP", 1);
+        crash_set_role("worker");
+        struct join_request req = question(3);
+        if (index_join(&shm, &req, &r) != DAC_OK || r.role != JOIN_LEADER)
+            _exit(ACTOR_BAD);
+        raise(SIGSTOP);
+        _exit(0);
+    }
+    ck_assert_int_eq(waitpid(pid, &status, WUNTRACED), pid);
+    ck_assert(WIFSTOPPED(status));
+    ask(3, &r);
+    ck_assert_int_eq(r.role, JOIN_LEADER);
+    finish(&r, TURN_CANCELLED);
+    uint32_t gone = r.ref.index;
+    ck_assert_int_eq(kill(pid, SIGCONT), 0);
+    ck_assert_int_eq(waitpid(pid, &status, WUNTRACED), pid);
+    ck_assert(WIFSTOPPED(status));
+    ask(3, &r);
+    ck_assert_int_eq(r.role, JOIN_FOLLOWER);
+    ck_assert_uint_ne(r.ref.index, gone);
+    ck_assert_uint_eq(flight_load(&shm, r.ref.index).owner, slot);
+    kill(pid, SIGKILL);
+    ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+}
+END_TEST
+
+static Suite *suite(void)
+{
+    Suite *s = suite_create("crash points");
+    TCase *t = tcase_create("points");
+
+    find_points();
+    tcase_add_checked_fixture(t, setup, teardown);
+    tcase_set_timeout(t, 30);
+    tcase_add_test(t, points_were_found);
+    tcase_add_loop_test(t, death_at_each_point, 0, (int)point_count);
+    tcase_add_loop_test(t, stop_at_each_point, 0, (int)point_count);
+    tcase_add_test(t, late_claimer_is_found);
+    suite_add_tcase(s, t);
+    return s;
+}
+
+#else
+
+static Suite *suite(void)
+{
+    puts("crash points are not compiled in; make check-shm CRASHPOINTS=1 runs these "
+         "tests");
+    return suite_create("crash points");
+}
+
+#endif
+
+int main(void)
+{
+    return run_suite(suite());
+}
