@@ -3,8 +3,17 @@ user message and one stored assistant message, and everyone gets the whole, same
 
 import pytest
 
-from lib.asks import ask, connected, gather, kinds, of_chat, of_chat_stream
+from lib.asks import ask, connected, gather, kinds, of_chat, of_chat_stream, until
 from lib.provider import say
+
+
+async def all_joined(dac, n):
+    """Until n questions lead or follow, as all workers together count them."""
+
+    async def joined():
+        return await dac.counter("dac_leaders_total") + await dac.counter("dac_followers_total") >= n
+
+    await until(joined, f"{n} clients have joined", timeout=40)
 
 
 async def crowd(dac, mock, n, mode):
@@ -14,7 +23,7 @@ async def crowd(dac, mock, n, mode):
 
     async def release():
         counts = await connected(dac, n)
-        await mock.wait(waiting=1)
+        await all_joined(dac, n)
         await mock.open("go")
         return counts
 
@@ -96,8 +105,7 @@ async def test_fifty_identical_stateless_chats_are_one_call(dac, mock):
         return of_chat_stream(await dac.chat_stream(question))
 
     async def release():
-        await connected(dac, 50)
-        await mock.wait(waiting=1)
+        await all_joined(dac, 50)
         await mock.open("go")
 
     *answers, _ = await gather(*[one(i) for i in range(50)], release())
