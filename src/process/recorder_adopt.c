@@ -85,13 +85,15 @@ bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word
         return false;
     CRASH_POINT("recorder_adopted");
     view = view_log(r, ref);
-    end = view.end;
+    end = view.end; /* without END all zero, and that is FAILED */
     if (!view.has_end) {
         enum dac_err e = append_end(r, ref, &view, &end);
+
+        /* Nothing can be written behind a broken chain; its readers find that out
+         * themselves, and storing it will fail. */
         if (e == DAC_E_CORRUPT)
-            log_error(0, "flight %u: its log is damaged; it stays until the next start",
-                      flight);
-        if (e != DAC_OK)
+            log_error(0, "flight %u: its log is damaged", flight);
+        else if (e != DAC_OK)
             return false; /* no block is free: the next tick tries again */
     }
     CRASH_POINT("recorder_end_written");

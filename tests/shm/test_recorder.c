@@ -317,6 +317,24 @@ START_TEST(an_orphan_ends_by_what_its_log_holds)
 }
 END_TEST
 
+START_TEST(an_orphan_with_a_damaged_log_ends_nevertheless)
+{
+    char text[3 * SHM_BLOCK_SIZE];
+    struct join_result j;
+    uint32_t first;
+
+    memset(text, 'x', sizeof(text) - 1);
+    text[sizeof(text) - 1] = '\0';
+    j = streaming_turn(text);
+    first = atomic_load(&flight_at(&shm, j.ref.index)->first_block) - 1;
+    atomic_store(&shm.blocks[first].next, 0);
+    start_recorder(NULL);
+    lose_worker();
+    ck_assert_int_eq(await_stored(j.ref), STORED_FAILED);
+    ck_assert_int_eq(flight_load(&shm, j.ref.index).state, FLIGHT_FAILED);
+}
+END_TEST
+
 START_TEST(what_ended_while_there_was_no_recorder_is_stored_by_the_next)
 {
     struct join_result j[8];
@@ -481,6 +499,7 @@ int main(void)
     tcase_add_test(tc, each_way_of_ending_is_stored_as_itself);
     tcase_add_test(tc, a_reader_is_woken_when_its_turn_is_stored);
     tcase_add_test(tc, an_orphan_ends_by_what_its_log_holds);
+    tcase_add_test(tc, an_orphan_with_a_damaged_log_ends_nevertheless);
     tcase_add_test(tc, what_ended_while_there_was_no_recorder_is_stored_by_the_next);
     tcase_add_test(tc, final_numbers_reach_the_store_when_a_flight_leaves_memory);
     tcase_add_test(tc, a_full_table_makes_room_for_newcomers);

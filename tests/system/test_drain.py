@@ -90,3 +90,17 @@ async def test_a_worker_told_to_go_is_replaced(dac, mock):
     await mock.open("go")
     await stream.rest()
     assert stream.text == await mock.text(question)
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_to_the_whole_group_is_one_stop(dac, mock, sig):
+    """As a terminal sends SIGINT, or a service manager SIGTERM, to every process at once."""
+    stream, question = await begin(dac, mock)
+    os.killpg(dac.pid, sig)
+    await asyncio.sleep(0.5)
+    await mock.open("go")
+    await stream.rest()
+    assert stream.one("done").data["stored"] == "sqlite"
+    assert stream.text == await mock.text(question)
+    assert await ended(dac, 3) == 0
+    assert [t["status"] for t in dac.turns()] == ["complete"]
