@@ -67,7 +67,7 @@ static int run_load(const struct bench_options *given, bool stream, struct repor
     if (!stream)
         watch_waiting(&run.watch);
     load_run(l);
-    deliveries = !stream ? l->answered : l->identical ? l->delay.n : l->tokens;
+    deliveries = stream ? l->tokens : l->answered;
     report_load(r, stream ? "stream" : "burst", l);
     if (stream)
         report_add(r, "stream", "tokens_delivered", (double)deliveries, "");
@@ -87,12 +87,14 @@ static int run_load(const struct bench_options *given, bool stream, struct repor
                 "CPU and memory are not comparable (give a longer --ttft)\n");
     if (stream && o.with_floor && l->pieces) {
         double floor_us = floor_run(&o, (size_t)(l->bytes / l->pieces), r);
-        double cpu_us = deliveries ? (double)watch_cpu_ns(&run.watch) /
-                                         (double)deliveries / (double)NS_PER_US
-                                   : 0;
+        double cpu_us = (double)watch_cpu_ns(&run.watch) / (double)NS_PER_US;
 
-        if (floor_us > 0 && cpu_us > 0)
-            report_add(r, "ratio", "cpu_per_delivery_to_floor", cpu_us / floor_us, "");
+        if (floor_us > 0 && cpu_us > 0 && deliveries) {
+            report_add(r, "ratio", "cpu_per_delivery_to_floor",
+                       cpu_us / (double)deliveries / floor_us, "");
+            report_add(r, "ratio", "cpu_per_event_to_floor",
+                       cpu_us / (double)l->pieces / floor_us, "");
+        }
     }
     ok = l->failed == 0;
     load_free(l);

@@ -68,6 +68,10 @@ void watch_end(struct watch *w, const struct load *l, uint64_t deliveries,
             report_add(r, "server", "cpu_per_delivery",
                        (double)watch_cpu_ns(w) / (double)deliveries / (double)NS_PER_US,
                        "us");
+        if (l->pieces)
+            report_add(r, "server", "cpu_per_event",
+                       (double)watch_cpu_ns(w) / (double)l->pieces / (double)NS_PER_US,
+                       "us");
         report_add(r, "server", "pss_per_client",
                    ((double)w->during.pss_bytes - (double)w->before.pss_bytes) / clients,
                    "bytes");
