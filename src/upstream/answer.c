@@ -14,9 +14,8 @@
 #define ERROR_BODY_MAX (UINT64_C(64) << 10)
 /* The rest of an answer that has a status already. */
 #define ERROR_BODY_NS (3 * NS_PER_S)
-/* Held of a paused HTTP/2 stream before curl stops reading it, which makes all others on
- * its connection wait. */
-#define HELD_H2    (UINT64_C(1) << 20)
+/* Held of a stream that is not paused: above, others have to wait. */
+#define LAG_MAX    (UINT64_C(1) << 20)
 #define HELD_SLICE (UINT64_C(16) << 10)
 #define WARN_NS    NS_PER_S
 
@@ -200,6 +199,7 @@ static void read_error(struct upstream_call *c, const char *p, size_t n)
 size_t answer_body(char *p, size_t size, size_t n, void *arg)
 {
     struct upstream_call *c = arg;
+    struct upstream *u = c->u;
     size_t len = size * n;
 
     if (c->detached || c->ended)
@@ -208,16 +208,14 @@ size_t answer_body(char *p, size_t size, size_t n, void *arg)
         read_error(c, p, len);
         return len;
     }
-    if (!c->paused && c->held.len == 0) {
+    if (!c->paused && c->held.len == 0 && u->turn_bytes > 0) {
+        u->turn_bytes -= len < u->turn_bytes ? len : u->turn_bytes;
         read_stream(c, p, len);
         return len;
     }
-    if (buf_append(&c->held, p, len) != DAC_OK) {
-        struct upstream_end end;
-        outcome_from_curl(&end, CURLE_OUT_OF_MEMORY);
-        answer_end(c, &end);
-        return len;
-    }
+    if (buf_append(&c->held, p, len) != DAC_OK)
+        end_as(c, UPSTREAM_TOO_LARGE, "answer_too_large",
+               "more of the answer came than can wait");
     call_queue(c);
     return len;
 }
@@ -226,20 +224,23 @@ bool answer_wants_pause(const struct upstream_call *c)
 {
     long version = 0;
 
-    if (!c->paused || c->held.len == 0 || c->curl_paused)
+    if (c->held.len == 0 || c->curl_paused)
         return false;
     curl_easy_getinfo(c->easy, CURLINFO_HTTP_VERSION, &version);
-    return version < CURL_HTTP_VERSION_2_0 || c->held.len > HELD_H2;
+    return version < CURL_HTTP_VERSION_2_0;
 }
 
 void answer_drain(struct upstream_call *c)
 {
+    struct upstream *u = c->u;
     size_t done = 0;
 
-    while (done < c->held.len && !c->paused && !c->detached && !c->ended) {
+    while (done < c->held.len && (u->turn_bytes > 0 || c->held.len - done > LAG_MAX) &&
+           !c->paused && !c->detached && !c->ended) {
         size_t n = c->held.len - done;
         if (n > HELD_SLICE)
             n = HELD_SLICE;
+        u->turn_bytes -= n < u->turn_bytes ? n : u->turn_bytes;
         read_stream(c, c->held.data + done, n);
         done += n;
     }

@@ -10,6 +10,7 @@
  * A call is on exactly these lists:
  *   calls  from start until it is recycled
  *   work   while an action is put off
+ *   lag    while held bytes wait for the next turn of the event loop
  *   links  while its request is on a connection
  *   idle   (instead of all others) recycled, for the next start
  */
@@ -43,7 +44,7 @@ struct upstream_call {
     struct sse_decoder sse;
     struct buf body;  /* of the request; curl reads it without a copy */
     struct buf error; /* of an answer that is no stream */
-    struct buf held;  /* came in while the call was paused */
+    struct buf held;  /* came in while the call was paused, or too much for one turn */
     struct buf auth;
     struct curl_slist auth_node;
     char curl_error[CURL_ERROR_SIZE];
@@ -66,8 +67,10 @@ struct upstream_call {
     bool want_add;
     bool want_resume;
     bool queued;      /* in `work` */
+    bool lagging;     /* in `lag` */
     bool paused;      /* by the caller */
     bool curl_paused; /* curl has stopped reading */
+    bool broken;      /* its connection broke under another call */
     bool want_poke;   /* its connection may have broken under another call */
     bool over;        /* curl is done with it; `result` is valid */
     bool ended;       /* `end` is decided */
@@ -85,6 +88,7 @@ struct upstream_call {
 
     TAILQ_ENTRY(upstream_call) all; /* calls or idle */
     TAILQ_ENTRY(upstream_call) work;
+    TAILQ_ENTRY(upstream_call) lag;
     TAILQ_ENTRY(upstream_call) link;
 };
 
@@ -97,12 +101,16 @@ struct upstream {
     CURLM *multi;
     struct event *timer;    /* curl's */
     struct event *deferred; /* empties `work` */
+    struct event *catch_up; /* goes on with `lag` */
     unsigned depth;
+    size_t
+        turn_bytes; /* of streams that may still be read before others have their turn */
     bool closing;
     struct sock **socks; /* by descriptor */
     size_t sock_count;
     struct call_list calls;
     struct call_list work;
+    struct call_list lag;
     struct call_list idle;
     size_t idle_count;
     size_t active;                                 /* calls that are not detached */
@@ -120,6 +128,8 @@ void upstream_enter(struct upstream *u);
 void upstream_leave(struct upstream *u);
 /* Has upstream_work() run from the event loop. */
 void upstream_defer(struct upstream *u);
+/* Has the calls that lag go on after the other events that are due. */
+void upstream_catch_up(struct upstream *u);
 
 /* --- upstream.c --- */
 /* Curl is done with a call. */
@@ -133,7 +143,7 @@ size_t answer_head(char *p, size_t size, size_t n, void *arg);
 size_t answer_body(char *p, size_t size, size_t n, void *arg);
 /* Whether curl itself should stop reading. */
 bool answer_wants_pause(const struct upstream_call *c);
-/* Reads what was held while the call was paused. */
+/* Reads what was held, as much as this turn allows. */
 void answer_drain(struct upstream_call *c);
 /* The transfer is over and nothing is held: decides the end. */
 void answer_over(struct upstream_call *c);
@@ -150,10 +160,11 @@ enum dac_err transfer_prepare(struct upstream_call *c) DAC_CHECK;
 /* Takes the call off curl, and sees to it that the provider is told now. */
 void transfer_remove(struct upstream_call *c);
 void transfer_unlink(struct upstream_call *c);
-/* Makes curl look at the connection of the other calls on it. One that broke is noticed
- * by curl only call by call, when something comes in, and is kept open until the last
- * one. */
-void transfer_poke_others(struct upstream_call *c);
+/* A call came to no good end: the others on its connection are marked, to be failed if it
+ * was the connection that broke, else to be looked at by curl. curl itself tells them
+ * only when something comes in, and keeps a broken connection open until the last one
+ * left. */
+void transfer_failed(struct upstream_call *c, CURLcode result);
 void transfer_poke(struct upstream_call *c);
 
 #endif

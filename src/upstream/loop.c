@@ -10,6 +10,8 @@
 
 /* Idle connections kept for reuse; above, the oldest is closed. */
 #define CONNECTIONS_KEPT 1024L
+/* Read in one go: some milliseconds, since streams are small pieces of JSON. */
+#define TURN_BYTES (UINT64_C(128) << 10)
 
 struct sock {
     struct upstream *u;
@@ -19,7 +21,8 @@ struct sock {
 
 void upstream_enter(struct upstream *u)
 {
-    u->depth++;
+    if (u->depth++ == 0)
+        u->turn_bytes = TURN_BYTES;
 }
 
 static void collect_finished(struct upstream *u)
@@ -84,6 +87,29 @@ static void deferred_run(evutil_socket_t fd, short what, void *arg)
     (void)what;
     upstream_enter(u);
     upstream_leave(u);
+}
+
+static void catch_up_run(evutil_socket_t fd, short what, void *arg)
+{
+    struct upstream *u = arg;
+    struct upstream_call *c;
+
+    (void)fd;
+    (void)what;
+    upstream_enter(u);
+    while ((c = TAILQ_FIRST(&u->lag))) {
+        TAILQ_REMOVE(&u->lag, c, lag);
+        c->lagging = false;
+        call_queue(c);
+    }
+    upstream_leave(u);
+}
+
+void upstream_catch_up(struct upstream *u)
+{
+    static const struct timeval at_once = {0, 0};
+
+    event_add(u->catch_up, &at_once);
 }
 
 void upstream_defer(struct upstream *u)
@@ -167,7 +193,8 @@ enum dac_err loop_open(struct upstream *u)
     u->multi = curl_multi_init();
     u->timer = evtimer_new(u->base, timer_fired, u);
     u->deferred = evtimer_new(u->base, deferred_run, u);
-    if (!u->multi || !u->timer || !u->deferred)
+    u->catch_up = evtimer_new(u->base, catch_up_run, u);
+    if (!u->multi || !u->timer || !u->deferred || !u->catch_up)
         return DAC_E_NOMEM;
     curl_multi_setopt(u->multi, CURLMOPT_SOCKETFUNCTION, on_socket);
     curl_multi_setopt(u->multi, CURLMOPT_SOCKETDATA, u);
@@ -192,5 +219,7 @@ void loop_close(struct upstream *u)
         event_free(u->timer);
     if (u->deferred)
         event_free(u->deferred);
+    if (u->catch_up)
+        event_free(u->catch_up);
     curl_global_cleanup();
 }

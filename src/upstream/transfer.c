@@ -48,8 +48,9 @@ static int on_connection(void *arg, char *remote_ip, char *local_ip, int remote_
         curl_easy_setopt(c->easy, CURLOPT_FORBID_REUSE, 1L);
         return CURL_PREREQFUNC_ABORT;
     }
+    /* A stream that was only refused leaves no error text. */
     if (c->attempts++ > 0)
-        transfer_poke_others(c);
+        transfer_failed(c, c->curl_error[0] ? CURLE_RECV_ERROR : CURLE_HTTP2_STREAM);
     transfer_unlink(c);
     c->local_port = local_port;
     c->remote_port = remote_port;
@@ -195,12 +196,11 @@ static bool shares_connection(const struct upstream_call *c,
            strcmp(other->remote_ip, c->remote_ip) == 0;
 }
 
+/* Not of receiving: what comes in meanwhile, curl would keep, and lose at the end. */
 static void change_pause_state(struct upstream_call *c)
 {
-    bool paused = c->curl_paused;
-
-    curl_easy_pause(c->easy, paused ? CURLPAUSE_CONT : CURLPAUSE_SEND);
-    curl_easy_pause(c->easy, paused ? CURLPAUSE_RECV : CURLPAUSE_CONT);
+    curl_easy_pause(c->easy, CURLPAUSE_SEND);
+    curl_easy_pause(c->easy, CURLPAUSE_CONT);
 }
 
 /* Writes out what the connection of `c` holds back. One call with an answer is certain
@@ -243,7 +243,14 @@ void transfer_remove(struct upstream_call *c)
     c->u->depth--;
 }
 
-void transfer_poke_others(struct upstream_call *c)
+/* Errors of a connection, not of one stream. */
+static bool breaks_connection(CURLcode e)
+{
+    return e == CURLE_RECV_ERROR || e == CURLE_SEND_ERROR || e == CURLE_HTTP2 ||
+           e == CURLE_PARTIAL_FILE;
+}
+
+void transfer_failed(struct upstream_call *c, CURLcode result)
 {
     struct call_list *bucket = &c->u->links[c->local_port % UPSTREAM_LINK_BUCKETS];
     struct upstream_call *other;
@@ -251,10 +258,13 @@ void transfer_poke_others(struct upstream_call *c)
     if (!c->linked)
         return;
     TAILQ_FOREACH (other, bucket, link) {
-        if (shares_connection(c, other) && !other->want_poke) {
+        if (!shares_connection(c, other))
+            continue;
+        if (breaks_connection(result))
+            other->broken = true;
+        else
             other->want_poke = true;
-            call_queue(other);
-        }
+        call_queue(other);
     }
 }
 

@@ -22,8 +22,9 @@
 #define CALL_MAGIC    0x55434c4cU
 #define REQUEST_MAX   (UINT64_C(64) << 20)
 #define SSE_EVENT_MAX (UINT64_C(1) << 20)
-/* What curl may still hand over in one go after it was told to pause. */
-#define HELD_MAX    (UINT64_C(8) << 20)
+/* Of a paused stream: curl cannot make an HTTP/2 stream wait, and hands over some more of
+ * others. */
+#define HELD_MAX    (UINT64_C(16) << 20)
 #define ERROR_MAX   (UINT64_C(64) << 10)
 #define SCRATCH_MAX (UINT64_C(8) << 20)
 #define KEEP_BYTES  (UINT64_C(16) << 10)
@@ -97,6 +98,8 @@ static void call_recycle(struct upstream_call *c)
     transfer_unlink(c);
     if (c->queued)
         TAILQ_REMOVE(&u->work, c, work);
+    if (c->lagging)
+        TAILQ_REMOVE(&u->lag, c, lag);
     TAILQ_REMOVE(&u->calls, c, all);
     c->magic = 0;
     if (u->idle_count >= IDLE_MAX) {
@@ -132,9 +135,10 @@ static void call_init(struct upstream_call *c, const struct upstream_provider *p
     c->started_ns = clock_now_ns();
     c->content_ns = c->started_ns;
     c->pieces = 0;
-    c->in_multi = c->want_add = c->want_resume = c->queued = false;
-    c->paused = c->curl_paused = c->want_poke = c->over = c->ended = c->detached =
-        c->linked = false;
+    c->in_multi = c->want_add = c->want_resume = false;
+    c->queued = c->lagging = false;
+    c->paused = c->curl_paused = c->want_poke = c->broken = c->over = c->ended =
+        c->detached = c->linked = false;
     c->result = CURLE_OK;
     c->attempts = 0;
 }
@@ -150,6 +154,7 @@ enum dac_err upstream_new(struct event_base *base, struct upstream **out)
     u->base = base;
     TAILQ_INIT(&u->calls);
     TAILQ_INIT(&u->work);
+    TAILQ_INIT(&u->lag);
     TAILQ_INIT(&u->idle);
     for (size_t i = 0; i < UPSTREAM_LINK_BUCKETS; i++)
         TAILQ_INIT(&u->links[i]);
@@ -247,6 +252,13 @@ static void resume(struct upstream_call *c)
     answer_drain(c);
     if (c->paused || c->detached || c->ended)
         return;
+    if (c->held.len > 0) {
+        if (!c->lagging)
+            TAILQ_INSERT_TAIL(&c->u->lag, c, lag);
+        c->lagging = true;
+        upstream_catch_up(c->u);
+        return;
+    }
     if (c->over) {
         answer_over(c);
     } else if (c->curl_paused) {
@@ -264,6 +276,8 @@ static void work_on(struct upstream_call *c)
         outcome_from_curl(&end, CURLE_OUT_OF_MEMORY);
         answer_end(c, &end);
     }
+    if (c->broken && c->in_multi)
+        transfer_ended(c, CURLE_RECV_ERROR);
     if (c->want_poke)
         transfer_poke(c);
     if (c->in_multi && !c->detached && !c->ended && answer_wants_pause(c)) {
@@ -298,7 +312,7 @@ void upstream_work(struct upstream *u)
 void call_transfer_over(struct upstream_call *c, CURLcode result)
 {
     if (result != CURLE_OK || (!c->ended && !c->reader.finished))
-        transfer_poke_others(c);
+        transfer_failed(c, result);
     transfer_ended(c, result);
     call_queue(c);
 }
