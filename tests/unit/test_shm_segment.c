@@ -107,6 +107,27 @@ START_TEST(plan_fits_or_says_what_would)
 }
 END_TEST
 
+/* Who changes these changes the table in shm/README.md, too. */
+START_TEST(default_layout_is_the_one_described)
+{
+    struct shm_options opt = plan_options(0);
+    struct shm_plan p;
+
+    ck_assert_int_eq(segment_plan(&opt, &p, why, sizeof(why)), DAC_OK);
+    ck_assert_uint_eq(p.block_count, 23196);
+    ck_assert_uint_eq(p.bytes_per_flight, 2392);
+    ck_assert_uint_eq(p.areas.slots, 4096);
+    ck_assert_uint_eq(p.areas.dirty, 24576);
+    ck_assert_uint_eq(p.areas.pacers, 57344);
+    ck_assert_uint_eq(p.areas.buckets, 91136);
+    ck_assert_uint_eq(p.areas.flights, 353280);
+    ck_assert_uint_eq(p.areas.samples, 1401856);
+    ck_assert_uint_eq(p.areas.blocks, 2450432);
+    ck_assert_uint_eq(p.areas.data, 2822144);
+    ck_assert_uint_eq(p.areas.end, 50327552);
+}
+END_TEST
+
 /* The smallest segment takes the longest answer that is allowed. */
 START_TEST(least_segment_holds_one_whole_answer)
 {
@@ -455,6 +476,7 @@ int main(void)
 
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_add_loop_test(t, plan_fits_or_says_what_would, 0, DAC_ARRAY_LEN(plans));
+    tcase_add_test(t, default_layout_is_the_one_described);
     tcase_add_test(t, least_segment_holds_one_whole_answer);
     tcase_add_test(t, new_segment_is_valid_and_empty);
     tcase_add_loop_test(t, bad_name_is_refused, 0, DAC_ARRAY_LEN(bad_names));
