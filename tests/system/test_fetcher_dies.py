@@ -33,8 +33,9 @@ async def test_listeners_hear_of_it(dac, mock, at):
     waiting = [asyncio.create_task(dac.ask_json(thread, question)) for _ in range(12)]
     counts = await connected(dac, 36)
     victim = fetcher(dac, mock)
-    others = sum(n for pid, n in zip(dac.workers(), counts, strict=True) if pid != victim)
-    assert 0 < others < 36
+    # Connections that are just closing are counted, too: so from the victim's own number.
+    others = 36 - dict(zip(dac.workers(), counts, strict=True))[victim]
+    assert others > 0
     os.kill(victim, signal.SIGKILL)
 
     async with asyncio.timeout(10):
@@ -52,7 +53,7 @@ async def test_listeners_hear_of_it(dac, mock, at):
     answered = [r for r in whole if not isinstance(r, BaseException)]
     assert all(r.status in (502, 503) for r in answered), [r.status for r in answered]
     assert all(isinstance(r, (ConnectionError, BaseException)) for r in whole if r not in answered)
-    assert len(told) + len(answered) >= others - 1
+    assert len(told) + len(answered) >= others
 
     async def stored():
         return dac.turns()
