@@ -255,7 +255,9 @@ bool index_find_turn(const struct shm *shm, const uint8_t turn_id[16],
 {
     for (uint32_t i = 0; i < shm->hdr->flight_count; i++) {
         struct flight_word w = flight_load(shm, i);
-        if (w.state == FLIGHT_FREE || w.state == FLIGHT_CLAIMED)
+        /* A claim is filled in before its bucket is set (release). */
+        if (w.state == FLIGHT_FREE ||
+            atomic_load_explicit(&shm->flights[i].bucket, memory_order_acquire) == 0)
             continue;
         if (memcmp(shm->flights[i].turn_id, turn_id, 16) == 0 &&
             flight_load(shm, i).incarnation == w.incarnation) {
@@ -315,6 +317,26 @@ enum dac_err index_abandon(struct shm *shm, struct flight_ref ref)
         e = DAC_E_STATE;
     bucket_unlock(shm, bucket);
     return e;
+}
+
+enum dac_err index_put_sample(struct shm *shm, struct flight_ref ref,
+                              const struct sample *s)
+{
+    struct shm_flight *f = flight_at(shm, ref.index);
+    struct sample fresh = *s;
+    uint32_t bucket;
+    enum dac_err e = lock_flight(shm, ref, &bucket);
+
+    if (e != DAC_OK)
+        return e;
+    if (atomic_load_explicit(&f->sample, memory_order_relaxed) == 0) {
+        fresh.followers =
+            (uint32_t)atomic_load_explicit(&f->followers, memory_order_relaxed);
+        fresh.hits = (uint32_t)atomic_load_explicit(&f->hits, memory_order_relaxed);
+        atomic_store_explicit(&f->sample, sample_add(shm, &fresh), memory_order_release);
+    }
+    bucket_unlock(shm, bucket);
+    return DAC_OK;
 }
 
 /* Under the lock: whether the flight may leave memory by this rule. */

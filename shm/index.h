@@ -10,6 +10,7 @@
 #define DAC_SHM_INDEX_H
 
 #include "shm/blocklog.h"
+#include "shm/sample.h"
 
 #define INDEX_LOCK_NS UINT64_C(20000000)
 
@@ -56,6 +57,11 @@ enum dac_err index_attach(struct shm *shm, struct flight_ref ref,
 /* Owner: closes a flight that nobody reads to newcomers. DAC_E_STATE if somebody does
  * read it again. */
 enum dac_err index_abandon(struct shm *shm, struct flight_ref ref) DAC_CHECK;
+
+/* Recorder: adds the flight's sample, if it has none yet, with its numbers of this
+ * moment; later hits are added to the sample itself. DAC_E_BUSY, DAC_E_NOT_FOUND. */
+enum dac_err index_put_sample(struct shm *shm, struct flight_ref ref,
+                              const struct sample *s) DAC_CHECK;
 
 enum recycle_rule {
     RECYCLE_EXPIRED, /* ended, stored, unread, TTL over */

@@ -19,6 +19,7 @@
 #include "flight/result.h"
 #include "process/recorder_state.h"
 #include "shm/crash.h"
+#include "shm/index.h"
 #include "shm/sample.h"
 #include "shm/slot.h"
 #include "shm/wake.h"
@@ -197,7 +198,11 @@ static void take_sample(struct recorder *r, const struct outcome *o)
                              .followers = (uint32_t)o->followers,
                              .hits = (uint32_t)o->hits};
 
-    if (atomic_load(&f->sample) == 0) /* else a recorder before this one took it */
+    struct flight_ref ref = {.index = o->flight,
+                             .incarnation = flight_load(r->shm, o->flight).incarnation};
+
+    /* Where the lock is not to be had the numbers are those of a moment ago. */
+    if (index_put_sample(r->shm, ref, &s) != DAC_OK && atomic_load(&f->sample) == 0)
         atomic_store(&f->sample, sample_add(r->shm, &s));
 }
 

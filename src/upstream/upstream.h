@@ -13,8 +13,9 @@
  * upstream_cancel(). Calling upstream_cancel(), upstream_pause() or upstream_start()
  * inside a callback is allowed: multi functions are never called inside one of curl's own
  * callbacks, they are put off. An ending is honest: `complete` is only what said
- * finish_reason (and [DONE] where the dialect has it); everything else says what broke.
- * Nothing of prompts, answers or keys is logged.
+ * finish_reason and then ended as it should ([DONE], or a stream that HTTP ended
+ * cleanly); everything else says what broke. Nothing of prompts, answers or keys is
+ * logged.
  *
  * Process: worker, event loop thread only.
  */

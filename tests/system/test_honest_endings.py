@@ -49,7 +49,6 @@ AFTER = {
     "junk in data": dict(junk=3),
     "junk on the wire": dict(junk=3, junk_kind="raw"),
     "error event": dict(error_event=3),
-    "no [DONE]": dict(tokens=3, no_done=True),
     "no finish_reason": dict(tokens=3, no_finish=True),
     "no finish_reason, no [DONE]": dict(tokens=3, no_finish=True, no_done=True),
 }
@@ -100,6 +99,14 @@ async def test_before_the_first_token(fast, mock, case):
     assert all(t["error_code"] for t in turns)
     assert {m["role"] for m in dac.messages()} == {"user"}
     assert await mock.calls() == 4
+
+
+async def test_a_finish_reason_and_a_clean_end_are_an_end(fast, mock):
+    """Some providers leave [DONE] out; with a finish_reason the answer is whole all the same."""
+    dac = fast
+    asked = say("kumquat without a mark", tokens=3, no_done=True)
+    s = await dac.ask_stream(await dac.thread(), asked)
+    assert s.one("done").data["finish_reason"] == "stop" and s.text == await mock.text(asked)
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.smoke) if c in ("cut", "stall") else c for c in AFTER])
