@@ -86,7 +86,7 @@ static inline bool actor_sleep(int ms)
 
 static inline void put_text(struct join_result *r, unsigned *seed)
 {
-    static uint8_t text[TEXT_MAX];
+    static _Thread_local uint8_t text[TEXT_MAX];
     uint32_t n = 16 + roll(seed, TEXT_MAX - 16);
     const uint8_t *turn = flight_at(&shm, r->ref.index)->turn_id;
 
@@ -177,7 +177,7 @@ static inline void check_record(const struct join_result *r,
                                 const struct blocklog_cursor *c,
                                 const struct blocklog_record *rec)
 {
-    static uint8_t scratch[TEXT_MAX];
+    static _Thread_local uint8_t scratch[TEXT_MAX];
     const uint8_t *turn = flight_at(&shm, r->ref.index)->turn_id;
 
     if (flight_load(&shm, r->ref.index).incarnation != r->ref.incarnation)

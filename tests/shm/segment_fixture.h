@@ -25,7 +25,12 @@
 
 #define FIXTURE_CONCURRENCY 3u
 
+/* Threads that play processes have a view each. */
+#ifdef FIXTURE_THREADS
+static _Thread_local struct shm shm;
+#else
 static struct shm shm;
+#endif
 static char shm_name[SHM_NAME_SIZE];
 
 static inline struct shm_options fixture_options(const char *name, uint32_t flights)
@@ -78,8 +83,8 @@ static inline uint32_t new_worker(void)
 /* Question number `n`, with a turn id that no other call gets. */
 static inline struct join_request question(uint32_t n)
 {
-    static uint32_t turns;
-    uint32_t turn[4] = {++turns, (uint32_t)getpid(), n, 0};
+    static _Thread_local uint32_t turns;
+    uint32_t turn[4] = {++turns, (uint32_t)gettid(), n, 0};
     struct join_request req = {.kind = FLIGHT_TURN,
                                .now_ns = clock_now_ns(),
                                .arrived_ns = clock_now_ns(),
