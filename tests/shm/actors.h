@@ -274,15 +274,15 @@ static inline void end_orphan(uint32_t flight, struct flight_word w)
     finish(&r, TURN_INCOMPLETE);
 }
 
-static inline void store_flight(uint32_t flight)
+static inline void store_flight(struct flight_ref ref)
 {
-    struct shm_flight *f = flight_at(&shm, flight);
+    struct shm_flight *f = flight_at(&shm, ref.index);
     struct sample s = {.status = TURN_COMPLETE};
 
-    if (atomic_load(&f->sample) == 0)
+    if (index_put_sample(&shm, ref, &s) != DAC_OK && atomic_load(&f->sample) == 0)
         atomic_store(&f->sample, sample_add(&shm, &s));
     atomic_store_explicit(&f->stored, STORED_SQLITE, memory_order_release);
-    wake_readers(&shm, flight);
+    wake_readers(&shm, ref.index);
 }
 
 /* Looks at every flight once. */
@@ -302,7 +302,7 @@ static inline void recorder_step(enum recycle_rule rule)
         if (!flight_state_ended(w.state))
             continue;
         if (atomic_load(&flight_at(&shm, i)->stored) == STORED_NO)
-            store_flight(i);
+            store_flight(ref);
         enum dac_err e = index_recycle(&shm, ref, rule, clock_now_ns(), NS_PER_S / 2,
                                        &followers, &hits);
         if (e != DAC_OK && e != DAC_E_STATE && e != DAC_E_BUSY)

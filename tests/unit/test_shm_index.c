@@ -264,12 +264,16 @@ START_TEST(turn_is_found_and_attached)
 {
     struct join_request req = question(9);
     struct join_result r = join(&req, a);
-    struct flight_ref ref;
+    struct flight_ref ref, claim;
     uint8_t unknown[16] = {0xff};
+    uint8_t claimed[16] = {0xfe};
 
-    /* Not before the question is in the log. */
-    ck_assert(!index_find_turn(&shm, req.turn_id, &ref));
-    ck_assert_int_eq(flight_advance(&shm, r.ref, FLIGHT_QUEUED), DAC_OK);
+    /* Not before it is indexed. */
+    ck_assert_int_eq(flight_claim(&shm, &claim), DAC_OK);
+    memcpy(flight_at(&shm, claim.index)->turn_id, claimed, sizeof(claimed));
+    ck_assert(!index_find_turn(&shm, claimed, &ref));
+    flight_unclaim(&shm, claim);
+    ck_assert(!index_find_turn(&shm, claimed, &ref));
     ck_assert(index_find_turn(&shm, req.turn_id, &ref));
     ck_assert_uint_eq(ref.index, r.ref.index);
     ck_assert_uint_eq(ref.incarnation, r.ref.incarnation);
@@ -286,6 +290,7 @@ START_TEST(turn_is_found_and_attached)
 
     /* Its next use is another turn. */
     shm.self = a;
+    ck_assert_int_eq(flight_advance(&shm, r.ref, FLIGHT_QUEUED), DAC_OK);
     ck_assert_int_eq(flight_advance(&shm, r.ref, FLIGHT_FETCHING), DAC_OK);
     end_flight(&r.ref, &r.writer, FLIGHT_DONE, clock_now_ns());
     atomic_store(&flight_of(&r)->stored, STORED_SQLITE);
@@ -399,6 +404,34 @@ START_TEST(unlinked_and_not_freed_is_freed_later)
     ck_assert_int_eq(recycle(r.ref), DAC_OK);
     ck_assert_uint_eq(flights_in_use(), 0);
     assert_all_valid();
+}
+END_TEST
+
+/* --- samples ------------------------------------------------------------------------ */
+
+/* Each hit is counted once, whether it came before the sample or after it. */
+START_TEST(sample_has_the_hits_before_and_behind_it)
+{
+    struct join_result r = lead(6);
+    struct join_request req = question(6);
+    struct sample s = {.status = TURN_COMPLETE, .followers = 99, .hits = 99};
+    struct sample out;
+
+    ck_assert_int_eq(join(&req, b).role, JOIN_FOLLOWER);
+    shm.self = a;
+    force(&r, FLIGHT_DONE);
+    req.now_ns = END_NS;
+    ck_assert_int_eq(join(&req, b).role, JOIN_HIT);
+    ck_assert_int_eq(join(&req, c).role, JOIN_HIT);
+    ck_assert_int_eq(index_put_sample(&shm, r.ref, &s), DAC_OK);
+    ck_assert_int_eq(join(&req, b).role, JOIN_HIT);
+    ck_assert_int_eq(index_put_sample(&shm, r.ref, &s), DAC_OK); /* it is there */
+    ck_assert_uint_eq(sample_read(&shm, &out, 1), 1);
+    ck_assert_uint_eq(out.followers, 1);
+    ck_assert_uint_eq(out.hits, 3);
+    ck_assert_uint_eq(atomic_load(&shm.hdr->sample_seq), 1);
+    r.ref.incarnation++;
+    ck_assert_int_eq(index_put_sample(&shm, r.ref, &s), DAC_E_NOT_FOUND);
 }
 END_TEST
 
@@ -562,6 +595,7 @@ int main(void)
     tcase_add_test(t, abandoned_only_without_readers);
     tcase_add_loop_test(t, recycled_by_the_rules, 0, DAC_ARRAY_LEN(recycles));
     tcase_add_test(t, unlinked_and_not_freed_is_freed_later);
+    tcase_add_test(t, sample_has_the_hits_before_and_behind_it);
     tcase_add_test(t, held_lock_is_busy_after_20_ms_and_leaks_nothing);
     tcase_add_loop_test(t, rebuilt_from_the_flights_themselves, 0, DAMAGES);
     tcase_add_loop_test(t, broken_chain_is_survived_and_mended, 0, DAMAGES);
