@@ -126,7 +126,8 @@ void http_respond_problem(struct http_exchange *ex, const struct http_problem *p
                           const char *fmt, ...)
 {
     char detail[1024];
-    struct buf body = BUF_INIT(PROBLEM_MAX);
+    /* Further members may hold a whole answer; their maker bounds them. */
+    struct buf body = BUF_INIT(PROBLEM_MAX + (p->extra_json ? strlen(p->extra_json) : 0));
     va_list ap;
 
     va_start(ap, fmt);

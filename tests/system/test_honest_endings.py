@@ -146,6 +146,14 @@ async def test_after_the_first_token(fast, mock, case):
     assert await mock.calls() == 4
 
 
+async def test_a_long_broken_answer_is_told_with_all_of_its_text(fast, mock):
+    asked = say("kumquat", tokens=200, token_size=2000, cut=150)
+    r = await fast.ask_json(await fast.thread(), asked)
+    assert r.status == 502 and r.get("content-type") == "application/problem+json"
+    text = r.json()["turn"]["assistant_message"]["content"]
+    assert text == (await mock.text(asked))[: 150 * 2000]
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize(
     "how",
