@@ -96,6 +96,12 @@ static bool is_json(const char *type)
     return bytes_ieq(type, n, "application/json");
 }
 
+/* Not compressed: RFC 9110, section 8.4, keeps "identity" for that. */
+static bool is_plain(const char *encoding)
+{
+    return !encoding || bytes_ieq(encoding, strlen(encoding), "identity");
+}
+
 static void reject(struct http_exchange *ex, bool must_close, int status,
                    const char *code, const char *field, const char *detail)
 {
@@ -130,6 +136,10 @@ static void admit(struct http_exchange *ex)
              !is_json(h1_header(r, "Content-Type")))
         reject(ex, false, 415, "unsupported_type", "Content-Type",
                "the body must be application/json");
+    else if (route->json_body && (ex->method & sends) &&
+             !is_plain(h1_header(r, "Content-Encoding")))
+        reject(ex, false, 415, "unsupported_encoding", "Content-Encoding",
+               "the body must not be compressed");
 }
 
 enum dac_err exchange_route(struct http_exchange *ex)

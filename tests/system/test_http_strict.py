@@ -60,6 +60,7 @@ GOOD_BUT_REFUSED = {
     "outside": (b"GET /api/../livez HTTP/1.1\r\n" + HOST + b"\r\n", None),
     "wrong method": (b"DELETE /livez HTTP/1.1\r\n" + HOST + b"\r\n", 405),
     "wrong type": (b"POST /api/threads/ HTTP/1.1\r\n" + HOST + b"Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}", 415),
+    "compressed": (b"POST /api/threads/ HTTP/1.1\r\n" + HOST + b"Content-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}", 415),
     "form": (b"POST /v1/chat/completions HTTP/1.1\r\n" + HOST + b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 3\r\n\r\na=1", 415),
 }  # fmt: skip
 
