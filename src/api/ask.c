@@ -128,7 +128,7 @@ static bool fill_ask(struct api *api, struct http_exchange *ex, struct json_obje
     if (!input_known(ex, body, known) || !input_org(ex, ask->request.org) ||
         !take_content(ex, body, &ask->request) ||
         !input_bool(ex, body, "stream", &stream) ||
-        !input_string(ex, body, "provider", PROVIDER_MAX, &provider, NULL) ||
+        !input_string(ex, body, "provider", INPUT_NAME_MAX, &provider, NULL) ||
         !input_string(ex, body, "model", MODEL_MAX, &model, NULL) ||
         !take_params(ex, body, &ask->request, &tools) || !take_parent(ex, body, ask) ||
         !take_grace(api, ex, body, ask) || !input_provider(api, ex, provider, model, ask))

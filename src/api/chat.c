@@ -394,7 +394,7 @@ static bool fill_ask(struct api *api, struct http_exchange *ex, struct json_obje
 
     if (!input_org(ex, ask->request.org) ||
         !input_string(ex, body, "model", MODEL_MAX, &model, NULL) ||
-        !input_string(ex, body, "provider", PROVIDER_MAX, &provider, NULL) ||
+        !input_string(ex, body, "provider", INPUT_NAME_MAX, &provider, NULL) ||
         !take_options(api, ex, body, ask, &stream) ||
         !take_messages(ex, body, &ask->request) ||
         !take_params(ex, body, &ask->request) ||

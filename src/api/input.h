@@ -10,6 +10,10 @@
 #include "flight/ask.h"
 #include "http/problem.h"
 
+/* Longest name of a provider that is looked up; whoever sends more is refused for that.
+ */
+#define INPUT_NAME_MAX 256
+
 /* Answers 400 bad_request, or another status, about one field. */
 void input_refuse(struct http_exchange *ex, int status, const char *code,
                   const char *field, const char *fmt, ...) DAC_PRINTF(5, 6);

@@ -14,7 +14,7 @@ async def test_unknown_names_are_told_what_there_is(make_dac, mock):
         }
     )
     thread = await dac.thread()
-    for more in ({"provider": "nobody"}, {"provider": "Perplexity"}):
+    for more in ({"provider": "nobody"}, {"provider": "Perplexity"}, {"provider": "p" * 100}):
         for r in (await dac.ask_json(thread, say(), **more), await dac.chat(say(), **more)):
             assert r.status in (400, 404), r.text
             assert "perplexity" in r.text and "second" in r.text
