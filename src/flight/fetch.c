@@ -1,6 +1,7 @@
 /*
  * A flight that this worker owns, from its queue to its end.
  *
+ *   ROOM     no block is free for its request; asked for again, at most ROOM_WAIT_NS
  *   QUEUED   the thread's history is read while the pacer's queue is waited in
  *   CALLING  the provider was asked; what comes goes into the log (fetch_log.c)
  *   BACKOFF  failed before the first content: asked once more, inside retry_deadline
@@ -22,6 +23,7 @@
 #define HISTORY_BYTES_MAX    (256u << 10)
 #define RETRY_BACKOFF_NS     (100 * NS_PER_MS)
 #define GRACE_RETRY_NS       (5 * NS_PER_MS)
+#define REFUSED_RETRY_MS     1000
 
 static struct timeval tv_of(uint64_t ns)
 {
@@ -74,6 +76,8 @@ static void fetch_finish(struct fetch *f, enum turn_status status, int http_stat
     struct record_end end = {.status = status, .http_status = (uint32_t)http_status};
 
     end.retryable = status == TURN_FAILED && http_status >= 500;
+    if (status == TURN_FAILED && http_status == 503)
+        end.retry_after_ms = REFUSED_RETRY_MS;
     snprintf(end.code, sizeof end.code, "%s", code);
     snprintf(end.message, sizeof end.message, "%s", message);
     snprintf(end.finish_reason, sizeof end.finish_reason, "%s", finish);
@@ -129,7 +133,7 @@ void fetch_check(struct fetch *f)
     struct flights *fl = f->lf->fl;
     uint32_t asked = atomic_load_explicit(&shared(f)->requests, memory_order_acquire);
 
-    if (f->end_held)
+    if (f->end_held || f->phase == FETCH_ROOM)
         return;
     if (asked & FLIGHT_ASK_CANCEL) {
         fetch_cancel(f, "cancelled", "the turn was cancelled");
@@ -284,6 +288,57 @@ static void read_history(struct fetch *f)
                            HISTORY_MESSAGES_MAX, HISTORY_BYTES_MAX, on_history, f);
 }
 
+/* --- beginning ---------------------------------------------------------------------- */
+
+static enum dac_err log_request(struct fetch *f)
+{
+    struct buf b = BUF_INIT(32u << 20);
+    enum dac_err e = turn_request_write(&f->request, &b);
+
+    if (e == DAC_OK)
+        e = blocklog_append(f->lf->fl->shm, &f->writer, RECORD_REQUEST, b.data,
+                            (uint32_t)b.len);
+    buf_free(&b);
+    return e;
+}
+
+/* Logs the request and queues; where blocks are short, what is finished goes first. */
+static void begin(struct fetch *f)
+{
+    struct local_flight *lf = f->lf;
+    struct flights *fl = lf->fl;
+    enum dac_err e = log_request(f);
+
+    if (e == DAC_E_FULL && !fl->cutting &&
+        clock_now_ns() - f->created_ns < ROOM_WAIT_NS) {
+        const struct timeval tv = {0, ROOM_RETRY_MS * 1000};
+        fetch_ask_for_room(f);
+        evtimer_add(f->timer, &tv);
+        return;
+    }
+    if (e != DAC_OK) {
+        bool large = e == DAC_E_TOO_LARGE;
+        fetch_fail(f, large ? 413 : 503, large ? "question_too_large" : "no_room",
+                   large ? "the question is longer than flight_max_bytes"
+                         : "no room for the question; try again");
+        return;
+    }
+    atomic_store_explicit(&shared(f)->queued_ns, clock_now_ns(), memory_order_relaxed);
+    atomic_store_explicit(&shared(f)->ticket,
+                          atomic_fetch_add(&fl->shm->hdr->tickets[f->provider], 1) + 1,
+                          memory_order_relaxed);
+    DAC_ASSERT(flight_advance(fl->shm, lf->ref, FLIGHT_QUEUED) == DAC_OK);
+    read_history(f);
+    if (!f->history_ready && !f->query) {
+        fetch_fail(f, 503, "history_unavailable",
+                   "the thread's earlier messages could not be read; try again");
+        return;
+    }
+    enqueue(f);
+    if (lf->fetch)
+        fetch_check(lf->fetch);
+}
+
 /* --- second try --------------------------------------------------------------------- */
 
 static void on_timer(evutil_socket_t fd, short what, void *arg)
@@ -291,7 +346,9 @@ static void on_timer(evutil_socket_t fd, short what, void *arg)
     struct fetch *f = arg;
     (void)fd;
     (void)what;
-    if (f->phase == FETCH_BACKOFF)
+    if (f->phase == FETCH_ROOM)
+        begin(f);
+    else if (f->phase == FETCH_BACKOFF)
         enqueue(f);
     else
         fetch_room(f);
@@ -331,20 +388,6 @@ void fetch_wait_for_room(struct fetch *f)
         evtimer_add(f->timer, &tv);
 }
 
-/* --- beginning ---------------------------------------------------------------------- */
-
-static enum dac_err log_request(struct fetch *f)
-{
-    struct buf b = BUF_INIT(32u << 20);
-    enum dac_err e = turn_request_write(&f->request, &b);
-
-    if (e == DAC_OK)
-        e = blocklog_append(f->lf->fl->shm, &f->writer, RECORD_REQUEST, b.data,
-                            (uint32_t)b.len);
-    buf_free(&b);
-    return e;
-}
-
 void fetch_new(struct local_flight *lf, const struct blocklog_writer *writer,
                struct turn_request *request, uint32_t provider)
 {
@@ -365,26 +408,6 @@ void fetch_new(struct local_flight *lf, const struct blocklog_writer *writer,
     f->grace = evtimer_new(fl->base, on_grace, f);
     DAC_ASSERT(f->timer && f->grace);
 
-    enum dac_err e = log_request(f);
-    if (e != DAC_OK) {
-        bool large = e == DAC_E_TOO_LARGE;
-        fetch_fail(f, large ? 413 : 503, large ? "question_too_large" : "no_room",
-                   large ? "the question is longer than flight_max_bytes"
-                         : "no room for the question; try again");
-        return;
-    }
-    atomic_store_explicit(&shared(f)->queued_ns, clock_now_ns(), memory_order_relaxed);
-    atomic_store_explicit(&shared(f)->ticket,
-                          atomic_fetch_add(&fl->shm->hdr->tickets[provider], 1) + 1,
-                          memory_order_relaxed);
-    DAC_ASSERT(flight_advance(fl->shm, lf->ref, FLIGHT_QUEUED) == DAC_OK);
-    read_history(f);
-    if (!f->history_ready && !f->query) {
-        fetch_fail(f, 503, "history_unavailable",
-                   "the thread's earlier messages could not be read; try again");
-        return;
-    }
-    enqueue(f);
-    if (lf->fetch)
-        fetch_check(lf->fetch);
+    f->created_ns = clock_now_ns();
+    begin(f);
 }

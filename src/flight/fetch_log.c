@@ -27,10 +27,17 @@ static void announce(struct fetch *f)
     local_schedule(f->lf);
 }
 
+void fetch_ask_for_room(struct fetch *f)
+{
+    struct shm *shm = f->lf->fl->shm;
+
+    if (atomic_exchange(&shm->hdr->pressure, 1) == 0)
+        wake_recorder(shm, f->lf->ref.index);
+}
+
 static void hold(struct fetch *f, enum record_type type, const void *p, size_t n)
 {
     struct held_header h = {.type = type, .len = (uint32_t)n};
-    struct shm *shm = f->lf->fl->shm;
 
     if (f->held.len == 0) {
         f->held_since_ns = clock_now_ns();
@@ -39,8 +46,7 @@ static void hold(struct fetch *f, enum record_type type, const void *p, size_t n
     }
     buf_append(&f->held, &h, sizeof h);
     buf_append(&f->held, p, n);
-    if (atomic_exchange(&shm->hdr->pressure, 1) == 0)
-        wake_recorder(shm, f->lf->ref.index);
+    fetch_ask_for_room(f);
     fetch_wait_for_room(f);
 }
 
@@ -85,6 +91,7 @@ static bool fetch_flush(struct fetch *f)
             blocklog_append(f->lf->fl->shm, &f->writer, (enum record_type)h.type,
                             f->held.data + sizeof h, h.len);
         if (e == DAC_E_FULL && clock_now_ns() - f->held_since_ns < HELD_NS) {
+            fetch_ask_for_room(f);
             fetch_wait_for_room(f);
             return true;
         }

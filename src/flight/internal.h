@@ -22,7 +22,7 @@
 #define ENCODE_MAX             (32u << 20) /* bytes of one encoded piece */
 #define PASS_BYTES             (64u << 10) /* log bytes taken into one pass */
 #define COMMENT_NS             UINT64_C(15000000000)
-#define ROOM_WAIT_NS           UINT64_C(500000000) /* how long a request waits for table room */
+#define ROOM_WAIT_NS           UINT64_C(500000000) /* how long a request waits for room */
 #define ROOM_RETRY_MS          10
 #define ROOM_WAITERS_MAX       4096
 #define VERDICT_AFTER_QUEUE_NS UINT64_C(10000000000)
@@ -83,6 +83,7 @@ struct local_flight {
 };
 
 enum fetch_phase {
+    FETCH_ROOM,    /* for blocks, to log its request; at most ROOM_WAIT_NS */
     FETCH_QUEUED,  /* for the pacer; its history may still be read */
     FETCH_BACKOFF, /* waits before its second try */
     FETCH_CALLING,
@@ -104,6 +105,7 @@ struct fetch {
     uint32_t permit;
     bool content; /* something of the answer was logged */
     bool retried;
+    uint64_t created_ns;
     uint64_t started_ns;      /* of the first try, for retry_deadline */
     struct event *timer;      /* backoff before a retry, or waiting for room in the log */
     struct event *grace;      /* runs while nobody listens */
@@ -221,6 +223,8 @@ void fetch_free(struct fetch *f);
 /* fetch_log.c */
 extern const struct upstream_ops fetch_upstream_ops;
 void fetch_end(struct fetch *f, const struct record_end *end);
+/* Has the recorder free what is finished, since there was no room in the log. */
+void fetch_ask_for_room(struct fetch *f);
 /* Tries again to log what was held. */
 void fetch_room(struct fetch *f);
 

@@ -221,8 +221,10 @@ static void hand_over_thread(struct local_flight *lf, struct blocklog_writer *w,
         e = blocklog_append(shm, w, RECORD_THREAD, b.data, (uint32_t)b.len);
     buf_free(&b);
     if (e != DAC_OK) {
-        end = (struct record_end){
-            .status = TURN_FAILED, .http_status = 503, .retryable = 1};
+        end = (struct record_end){.status = TURN_FAILED,
+                                  .http_status = 503,
+                                  .retry_after_ms = 1000,
+                                  .retryable = 1};
         snprintf(end.code, sizeof end.code, "no_room");
         snprintf(end.message, sizeof end.message, "no room for the thread: %s",
                  dac_err_text(e));
@@ -247,7 +249,10 @@ static void lead(struct local_flight *lf, struct join_result *jr, struct ask *as
 /* Joined, but there is no memory for it here: an owner must still end what it owns. */
 static void drop_join(struct flights *fl, struct join_result *jr)
 {
-    struct record_end end = {.status = TURN_FAILED, .http_status = 503, .retryable = 1};
+    struct record_end end = {.status = TURN_FAILED,
+                             .http_status = 503,
+                             .retry_after_ms = 1000,
+                             .retryable = 1};
 
     if (jr->role == JOIN_LEADER) {
         snprintf(end.code, sizeof end.code, "no_memory");

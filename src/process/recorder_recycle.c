@@ -116,17 +116,19 @@ static bool is_short(const struct shm *shm, uint32_t used, uint32_t eighths)
 
 void recorder_recycle(struct recorder *r, uint64_t now_ns)
 {
+    /* Who finds no room from here on says so again. One who needs much at once may find
+     * none while the figures still look well. */
+    bool asked = atomic_exchange(&r->shm->hdr->pressure, 0) != 0;
+    uint32_t eighths = asked ? 4 : 6;
     size_t candidates;
     uint32_t used;
 
-    atomic_store(&r->shm->hdr->pressure,
-                 0); /* who finds no room from here on says so again */
     r->recycled_ns = now_ns;
     used = recycle_expired(r, now_ns, &candidates);
-    if (!is_short(r->shm, used, 7))
+    if (!asked && !is_short(r->shm, used, 7))
         return;
     qsort(r->candidates, candidates, sizeof(*r->candidates), by_end);
-    for (size_t i = 0; i < candidates && is_short(r->shm, used, 6); i++)
+    for (size_t i = 0; i < candidates && is_short(r->shm, used, eighths); i++)
         used -= recycle(r, &r->candidates[i], RECYCLE_PRESSURE, now_ns);
 }
 
