@@ -124,6 +124,20 @@ static void on_grace(evutil_socket_t fd, short what, void *arg)
         f->unread_since_ns = 0;
 }
 
+/* A client whose worker died did not leave: it may come back through another one. */
+static uint64_t grace_of(const struct fetch *f)
+{
+    uint64_t grace =
+        atomic_load_explicit(&shared(f)->abandon_grace_ns, memory_order_relaxed);
+    uint64_t lost = atomic_load_explicit(&shared(f)->lost_ns, memory_order_acquire);
+    uint64_t until = lost + f->lf->fl->config->reconnect_grace_ns;
+    uint64_t now = f->unread_since_ns;
+
+    if (lost != 0 && until > now && until - now > grace)
+        grace = until - now;
+    return grace;
+}
+
 void fetch_check(struct fetch *f)
 {
     struct flights *fl = f->lf->fl;
@@ -143,8 +157,7 @@ void fetch_check(struct fetch *f)
     if (f->unread_since_ns != 0)
         return;
     f->unread_since_ns = clock_now_ns();
-    const struct timeval tv =
-        tv_of(atomic_load_explicit(&shared(f)->abandon_grace_ns, memory_order_relaxed));
+    const struct timeval tv = tv_of(grace_of(f));
     evtimer_add(f->grace, &tv);
 }
 
@@ -345,8 +358,9 @@ static enum dac_err log_request(struct fetch *f)
     return e;
 }
 
-void fetch_new(struct local_flight *lf, const struct blocklog_writer *writer,
-               struct turn_request *request, uint32_t provider)
+static struct fetch *fetch_alloc(struct local_flight *lf,
+                                 const struct blocklog_writer *writer,
+                                 struct turn_request *request, uint32_t provider)
 {
     struct flights *fl = lf->fl;
     struct fetch *f = calloc(1, sizeof *f);
@@ -364,20 +378,18 @@ void fetch_new(struct local_flight *lf, const struct blocklog_writer *writer,
     f->timer = evtimer_new(fl->base, on_timer, f);
     f->grace = evtimer_new(fl->base, on_grace, f);
     DAC_ASSERT(f->timer && f->grace);
+    return f;
+}
 
-    enum dac_err e = log_request(f);
-    if (e != DAC_OK) {
-        bool large = e == DAC_E_TOO_LARGE;
-        fetch_fail(f, large ? 413 : 503, large ? "question_too_large" : "no_room",
-                   large ? "the question is longer than flight_max_bytes"
-                         : "no room for the question; try again");
-        return;
-    }
-    atomic_store_explicit(&shared(f)->queued_ns, clock_now_ns(), memory_order_relaxed);
+/* QUEUED already: reads the history, takes its place in the queue. */
+static void fetch_begin(struct fetch *f)
+{
+    struct local_flight *lf = f->lf;
+
     atomic_store_explicit(&shared(f)->ticket,
-                          atomic_fetch_add(&fl->shm->hdr->tickets[provider], 1) + 1,
+                          atomic_fetch_add(&lf->fl->shm->hdr->tickets[f->provider], 1) +
+                              1,
                           memory_order_relaxed);
-    DAC_ASSERT(flight_advance(fl->shm, lf->ref, FLIGHT_QUEUED) == DAC_OK);
     read_history(f);
     if (!f->history_ready && !f->query) {
         fetch_fail(f, 503, "history_unavailable",
@@ -387,4 +399,28 @@ void fetch_new(struct local_flight *lf, const struct blocklog_writer *writer,
     enqueue(f);
     if (lf->fetch)
         fetch_check(lf->fetch);
+}
+
+void fetch_new(struct local_flight *lf, const struct blocklog_writer *writer,
+               struct turn_request *request, uint32_t provider)
+{
+    struct fetch *f = fetch_alloc(lf, writer, request, provider);
+    enum dac_err e = log_request(f);
+
+    if (e != DAC_OK) {
+        bool large = e == DAC_E_TOO_LARGE;
+        fetch_fail(f, large ? 413 : 503, large ? "question_too_large" : "no_room",
+                   large ? "the question is longer than flight_max_bytes"
+                         : "no room for the question; try again");
+        return;
+    }
+    atomic_store_explicit(&shared(f)->queued_ns, clock_now_ns(), memory_order_relaxed);
+    DAC_ASSERT(flight_advance(lf->fl->shm, lf->ref, FLIGHT_QUEUED) == DAC_OK);
+    fetch_begin(f);
+}
+
+void fetch_resume(struct local_flight *lf, const struct blocklog_writer *writer,
+                  struct turn_request *request, uint32_t provider)
+{
+    fetch_begin(fetch_alloc(lf, writer, request, provider));
 }

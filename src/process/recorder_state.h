@@ -60,6 +60,10 @@ struct recorder {
 /* recorder.c: looks at one flight: whether it is to be ended or stored. */
 void recorder_look(struct recorder *r, uint32_t flight);
 
+/* recorder_adopt.c: whether an ORPHANED flight is left alone for now, for somebody to
+ * take it over. */
+bool recorder_leaves_orphan(const struct recorder *r, uint32_t flight,
+                            struct flight_word w);
 /* recorder_adopt.c: ends an ORPHANED flight, or one of this recorder's that it could not
  * end before. Whether the flight has ended now. */
 bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word w);
