@@ -88,6 +88,8 @@ struct blocklog_record {
 };
 
 void blocklog_rewind(struct blocklog_cursor *c, struct flight_ref ref);
+/* The same, but at `offset`, where a record begins (a flight's `start`). */
+void blocklog_seek(struct blocklog_cursor *c, struct flight_ref ref, uint64_t offset);
 /* The record at the cursor. DAC_E_AGAIN: nothing published there yet. DAC_E_CORRUPT: the
  * chain or the record breaks a rule. */
 enum dac_err blocklog_peek(const struct shm *shm, struct blocklog_cursor *c,

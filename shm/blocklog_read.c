@@ -18,6 +18,11 @@ void blocklog_rewind(struct blocklog_cursor *c, struct flight_ref ref)
     *c = (struct blocklog_cursor){.ref = ref};
 }
 
+void blocklog_seek(struct blocklog_cursor *c, struct flight_ref ref, uint64_t offset)
+{
+    *c = (struct blocklog_cursor){.ref = ref, .offset = offset};
+}
+
 /* Moves {block, base} so that `offset` lies inside the block. */
 static bool seek(const struct shm *shm, struct blocklog_cursor *c)
 {

@@ -75,6 +75,13 @@ const char *turn_status_name(enum turn_status s)
     return (unsigned)s < DAC_ARRAY_LEN(names) ? names[s] : "invalid";
 }
 
+enum flight_state flight_state_for(enum turn_status s)
+{
+    if (s == TURN_COMPLETE)
+        return FLIGHT_DONE;
+    return s == TURN_CANCELLED ? FLIGHT_CANCELLED : FLIGHT_FAILED;
+}
+
 static bool flight_swap(struct shm *shm, uint32_t index, struct flight_word from,
                         struct flight_word to)
 {
@@ -119,6 +126,8 @@ static void flight_reset(struct shm_flight *f)
     atomic_store_explicit(&f->followers, 0, memory_order_relaxed);
     atomic_store_explicit(&f->hits, 0, memory_order_relaxed);
     atomic_store_explicit(&f->sample, 0, memory_order_relaxed);
+    atomic_store_explicit(&f->start, 0, memory_order_relaxed);
+    atomic_store_explicit(&f->lost_ns, 0, memory_order_relaxed);
 }
 
 static void ask_for_room(struct shm *shm)

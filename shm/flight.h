@@ -62,6 +62,8 @@ bool flight_state_running(enum flight_state s); /* CLAIMED … STREAMING and ORP
 const char *flight_state_name(enum flight_state s);
 const char *flight_stored_name(enum flight_stored s);
 const char *turn_status_name(enum turn_status s);
+/* The state of a flight whose END says so; FAILED for what is no end. */
+enum flight_state flight_state_for(enum turn_status s);
 /* Whether a flight may move from one state to another: the table above. */
 bool flight_may_move(enum flight_state from, enum flight_state to);
 

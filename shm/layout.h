@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #define SHM_MAGIC          UINT64_C(0x3153544847494c46) /* "FLIGHTS1" */
-#define SHM_LAYOUT_VERSION 1u
+#define SHM_LAYOUT_VERSION 2u
 #define SHM_SLOTS          64u
 #define SHM_NO_SLOT        UINT32_C(0xff)
 #define SHM_WORKERS_MAX    28u
@@ -60,7 +60,8 @@ typedef _Atomic uint32_t shm_u32;
     X(refused, "requests refused because a table or pool was exhausted")                 \
     X(lock_timeouts, "bucket locks not had in time")                                     \
     X(lock_recoveries, "bucket locks taken over from a dead process")                    \
-    X(flights_orphaned, "flights whose fetcher died")
+    X(flights_orphaned, "flights whose fetcher died")                                    \
+    X(takeovers, "orphaned flights that another worker took over")
 
 enum shm_counter {
 #define X(name, help) SHM_C_##name,
@@ -168,6 +169,8 @@ struct shm_flight {
     SHM_ALIGNED uint8_t key[SHM_KEY_SIZE];
     uint8_t turn_id[16];
     uint8_t org[16];          /* first half of SHA-256 of the org's name */
+    shm_u64 start;            /* readers begin here: behind the last RESET [W: owner] */
+    shm_u64 lost_ns;          /* when a reader or the owner was last reaped [W: master] */
     shm_u32 kind;             /* enum flight_kind */
     shm_u32 provider;         /* index of its pacer */
     shm_u64 claim_seq;        /* order in which flights were indexed; under the lock */

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "shm/blocklog.h"
 #include "shm/pacer.h"
 #include "shm/wake.h"
@@ -88,6 +89,7 @@ static void sweep_owned(struct shm *shm, uint32_t index, struct flight_word w,
     orphan.state = FLIGHT_ORPHANED;
     orphan.owner = SHM_NO_SLOT;
     uint64_t expected = flight_pack(w);
+    atomic_store(&f->lost_ns, clock_now_ns());
     if (atomic_compare_exchange_strong(&f->word, &expected, flight_pack(orphan))) {
         found->orphaned++;
         wake_recorder(shm, index);
@@ -128,6 +130,7 @@ struct slot_sweep slot_sweep(struct shm *shm, uint32_t slot)
         if ((atomic_load(&shm->flights[i].readers) & bit) == 0)
             continue;
         found.reader_of++;
+        atomic_store(&shm->flights[i].lost_ns, clock_now_ns());
         if (atomic_fetch_and(&shm->flights[i].readers, ~bit) == bit)
             wake_owner(shm, i);
     }

@@ -123,16 +123,18 @@ static bool fill_ask(struct api *api, struct http_exchange *ex, struct json_obje
                      bool stream, struct ask *ask)
 {
     const char *provider, *model;
+    bool asked = false;
     bool tools;
 
     if (!input_known(ex, body, known) || !input_org(ex, ask->request.org) ||
         !take_content(ex, body, &ask->request) ||
-        !input_bool(ex, body, "stream", &stream) ||
+        !input_bool(ex, body, "stream", &asked) ||
         !input_string(ex, body, "provider", INPUT_NAME_MAX, &provider, NULL) ||
         !input_string(ex, body, "model", MODEL_MAX, &model, NULL) ||
         !take_params(ex, body, &ask->request, &tools) || !take_parent(ex, body, ask) ||
         !take_grace(api, ex, body, ask) || !input_provider(api, ex, provider, model, ask))
         return false;
+    stream = stream || asked;
     ask->dialect = stream ? &native_stream : &native_json;
     ask->result_ttl_ns = api->config->result_ttl_ns;
     ask->request.user_message_id = id_new();

@@ -92,6 +92,15 @@ void native_respond(struct http_exchange *ex, int status, struct buf *body)
 
 /* --- the stream --------------------------------------------------------------------- */
 
+void native_put_reset(struct buf *out, struct position at, const char *reason)
+{
+    begin(out, "reset", at);
+    buf_putc(out, '{');
+    put_member(out, "reason", reason);
+    buf_printf(out, ",\"generation\":%u}", at.generation);
+    sse_put_end(out);
+}
+
 static void stream_open(const struct turn_view *v, const struct member *m,
                         struct position at, struct buf *out)
 {
@@ -109,6 +118,8 @@ static void stream_open(const struct turn_view *v, const struct member *m,
     put_member(out, "model", v->model);
     buf_putc(out, '}');
     sse_put_end(out);
+    if (m->reset_first)
+        native_put_reset(out, at, "old_generation");
 }
 
 static void stream_first(const struct turn_view *v, const struct member *m,
@@ -170,11 +181,7 @@ static void stream_record(const struct turn_view *v, enum record_type type,
             break;
         memcpy(&reset, payload, sizeof reset);
         reset.reason[sizeof reset.reason - 1] = '\0';
-        begin(out, "reset", at);
-        buf_putc(out, '{');
-        put_member(out, "reason", reset.reason);
-        buf_printf(out, ",\"generation\":%u}", at.generation);
-        sse_put_end(out);
+        native_put_reset(out, at, reset.reason);
         break;
     case RECORD_REQUEST:
     case RECORD_USAGE:
@@ -442,6 +449,7 @@ const struct dialect native_stream = {
     .name = "native stream",
     .stream = true,
     .eager = true,
+    .can_reset = true,
     .content_type = "text/event-stream",
     .open = stream_open,
     .first = stream_first,

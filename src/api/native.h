@@ -16,6 +16,8 @@ void native_put_turn(struct buf *b, const struct turn_view *v,
                      const struct turn_result *r, const char *coalesce);
 /* Appends `ms` with microseconds, or null where it is negative. */
 void native_put_ms(struct buf *b, double ms);
+/* A `reset` event. */
+void native_put_reset(struct buf *out, struct position at, const char *reason);
 /* Whole answer of a JSON body; ends the exchange. */
 void native_respond(struct http_exchange *ex, int status, struct buf *body);
 /* "leader", "follower", "hit" */

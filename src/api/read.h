@@ -16,6 +16,7 @@ struct read {
     size_t limit;
     struct ask *ask; /* owned; of a question that waits for its thread, or NULL */
     bool cancel;
+    struct resume_from from;
 };
 
 /* Keeps the exchange until read_done(). Without memory it answers 503 and returns NULL.

@@ -14,6 +14,7 @@ const struct http_route api_routes[] = {
     {WRITE, "/api/threads/{id}/messages", api_ask, true},
     {WRITE, "/api/threads/{id}/messages/stream", api_ask_stream, true},
     {READ, "/api/turns/{id}", api_turn_get, false},
+    {READ, "/api/turns/{id}/stream", api_turn_stream, false},
     {WRITE, "/api/turns/{id}/cancel", api_turn_cancel, false},
     {READ, "/api/metrics/performance", api_performance, false},
     {READ, "/metrics", api_metrics, false},

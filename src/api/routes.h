@@ -16,6 +16,7 @@ void api_ask(struct http_exchange *ex, void *ctx);
 void api_ask_stream(struct http_exchange *ex, void *ctx);
 
 void api_turn_get(struct http_exchange *ex, void *ctx);
+void api_turn_stream(struct http_exchange *ex, void *ctx);
 void api_turn_cancel(struct http_exchange *ex, void *ctx);
 
 void api_chat_completions(struct http_exchange *ex, void *ctx);

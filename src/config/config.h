@@ -64,6 +64,11 @@ enum config_http2 {
     CONFIG_HTTP2_OFF,
 };
 
+enum config_fetcher_death {
+    CONFIG_DEATH_RESTART,
+    CONFIG_DEATH_FAIL,
+};
+
 /* One [provider NAME]. Its place in config.providers is its number everywhere. */
 struct config_provider {
     char *name;                  /* owned; 1 to 31 of A-Z a-z 0-9 . _ - */
@@ -127,6 +132,8 @@ struct config {
     uint64_t
         abandon_grace_max_ns; /* what a client may ask for; at least abandon_grace_ns */
     uint64_t reconnect_grace_ns; /* a flight waits for the clients of a dead worker */
+    int on_fetcher_death;        /* enum config_fetcher_death */
+    uint32_t takeover_max;       /* of one flight */
 
     /* Flags, from the env file or the environment only. */
     bool coalesce_enabled;

@@ -29,6 +29,7 @@ _Static_assert(CONFIG_PROVIDERS_MAX == SHM_PROVIDERS_MAX, "one pacer per provide
 
 /* In the order of enum log_level. */
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
+static const char *const fetcher_deaths[] = {"restart", "fail", NULL};
 static const char *const dialects[] = {"openai", NULL};
 /* In the order of enum config_http2. */
 static const char *const http2_words[] = {"auto", "off", NULL};
@@ -120,6 +121,13 @@ const struct setting settings[] = {
     {FLIGHT(reconnect_grace_ns), .name = "reconnect_grace", .type = SETTING_DURATION,
      .def = "10s", .min = 0, .max = HOUR, .reload = SETTING_IN_PLACE,
      .help = "how long an answer waits for clients whose worker died"},
+    {FLIGHT(on_fetcher_death), .name = "on_fetcher_death", .type = SETTING_ENUM,
+     .def = "restart", .words = fetcher_deaths, .reload = SETTING_IN_PLACE,
+     .help = "restart: another worker asks again when the one that fetches dies; fail: the "
+             "answer ends as incomplete"},
+    {FLIGHT(takeover_max), .name = "takeover_max", .type = SETTING_INT, .def = "2",
+     .min = 0, .max = 100, .reload = SETTING_IN_PLACE,
+     .help = "how often one answer is taken over before it ends as incomplete"},
 
     {PROVIDER(dialect), .name = "dialect", .type = SETTING_ENUM, .def = "openai",
      .words = dialects, .reload = SETTING_NEW_WORKERS,

@@ -34,6 +34,20 @@ enum dac_err flights_attach(struct flights *fl, const struct id *turn, const cha
                             const struct dialect *dialect, bool cancel,
                             struct http_exchange *ex) DAC_CHECK;
 
+/* Where a client goes on: an event id, "<generation>-<bytes>", or bare bytes. */
+struct resume_from {
+    bool has_generation;
+    uint16_t generation;
+    uint64_t text_bytes;
+};
+
+/* Makes the exchange a member of a turn in memory, from that place on; of another
+ * generation, from the start with a reset. DAC_E_TOO_LARGE: there is not so much text.
+ * Otherwise like flights_attach(). */
+enum dac_err flights_resume(struct flights *fl, const struct id *turn, const char *org,
+                            const struct dialect *dialect, const struct resume_from *from,
+                            struct http_exchange *ex) DAC_CHECK;
+
 /* Reads a turn that is in memory, running or not. DAC_E_NOT_FOUND, DAC_E_BUSY. The result
  * is to be freed on DAC_OK only; *view borrows from it. */
 enum dac_err flights_peek(struct flights *fl, const struct id *turn, const char *org,

@@ -23,6 +23,7 @@ struct encoding {
     size_t n;
     struct position *at;
     enum record_type run; /* type of the text that is being merged; 0: none */
+    const uint64_t *skip; /* answer bytes that are not wanted; NULL: none */
     unsigned *content;    /* enum content */
 };
 
@@ -42,14 +43,41 @@ static void flush_text(struct encoding *en)
     buf_reset(text);
 }
 
-static void take_text(struct encoding *en, enum record_type type, const void *p, size_t n)
+/* How many of the n bytes at the present position a resuming client has already; never
+ * cuts a character in two. */
+static size_t had_already(const struct encoding *en, const char *p, size_t n)
 {
+    uint64_t at = en->at->text_bytes;
+
+    if (!en->skip || *en->skip <= at)
+        return 0;
+    if (*en->skip - at >= n)
+        return n;
+    size_t drop = (size_t)(*en->skip - at);
+    while (drop > 0 && ((unsigned char)p[drop] & 0xc0) == 0x80)
+        drop--;
+    return drop;
+}
+
+static bool is_behind_skip(const struct encoding *en)
+{
+    return !en->skip || en->at->text_bytes >= *en->skip;
+}
+
+static void take_text(struct encoding *en, enum record_type type, const char *p, size_t n)
+{
+    size_t drop = type == RECORD_DELTA ? had_already(en, p, n) : 0;
+
+    if (type == RECORD_REASONING && !is_behind_skip(en))
+        return;
+    if (type == RECORD_DELTA)
+        en->at->text_bytes += n;
+    if (drop == n)
+        return;
     if (en->run != type)
         flush_text(en);
     en->run = type;
-    buf_append(&en->lf->fl->text, p, n);
-    if (type == RECORD_DELTA)
-        en->at->text_bytes += n;
+    buf_append(&en->lf->fl->text, p + drop, n - drop);
     *en->content |= type == RECORD_DELTA ? CONTENT_ANSWER : CONTENT_REASONING;
 }
 
@@ -79,18 +107,46 @@ static enum dac_err take_other(struct encoding *en, enum record_type type, const
         *ended = true;
     } else if (type == RECORD_RESET) {
         en->at->text_bytes = 0;
+        v->usage = (struct record_usage){-1, -1, -1};
+        *en->content |= CONTENT_RESET;
         emit(en, type, p, n);
-    } else if (type == RECORD_TOOL || type == RECORD_CITATIONS) {
+    } else if ((type == RECORD_TOOL || type == RECORD_CITATIONS) && is_behind_skip(en)) {
         *en->content |= type == RECORD_TOOL ? CONTENT_ANSWER : 0;
         emit(en, type, p, n);
     }
     return e;
 }
 
+void cursor_begin(struct local_flight *lf, struct blocklog_cursor *c, struct position *at)
+{
+    const struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
+    blocklog_seek(c, lf->ref, atomic_load_explicit(&f->start, memory_order_acquire));
+    *at = (struct position){.generation =
+                                flight_load(lf->fl->shm, lf->ref.index).generation};
+}
+
+void cursor_skip_old(struct local_flight *lf, struct blocklog_cursor *c,
+                     struct position *at, bool told)
+{
+    const struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
+    uint64_t start = atomic_load_explicit(&f->start, memory_order_acquire);
+
+    if (c->offset >= start)
+        return;
+    if (told) {
+        uint64_t reset =
+            start - sizeof(struct record_header) - sizeof(struct record_reset);
+        if (c->offset < reset)
+            blocklog_seek(c, lf->ref, reset);
+    } else {
+        cursor_begin(lf, c, at);
+    }
+}
+
 enum dac_err encode_records(struct local_flight *lf, struct blocklog_cursor *c,
                             struct position *at, const struct dialect *const *dialects,
-                            struct buf *const *bufs, size_t n, unsigned *content,
-                            bool *ended)
+                            struct buf *const *bufs, size_t n, const uint64_t *skip,
+                            unsigned *content, bool *ended)
 {
     struct flights *fl = lf->fl;
     struct encoding en = {.lf = lf,
@@ -98,14 +154,17 @@ enum dac_err encode_records(struct local_flight *lf, struct blocklog_cursor *c,
                           .bufs = bufs,
                           .n = n,
                           .at = at,
+                          .skip = skip,
                           .content = content};
     uint64_t start = c->offset;
     struct blocklog_record r;
     enum dac_err e;
 
     buf_reset(&fl->text);
-    while (c->offset - start < PASS_BYTES &&
+    while (c->offset - start < PASS_BYTES && (*content & CONTENT_RESET) == 0 &&
            (e = blocklog_peek(fl->shm, c, &r)) == DAC_OK) {
+        if (r.type == RECORD_RESET && c->offset != start)
+            break; /* it is a pass of its own */
         void *scratch = flights_scratch(fl, r.len);
         if (!scratch)
             return DAC_E_NOMEM;
@@ -189,9 +248,10 @@ static enum dac_err pass_begin(struct local_flight *lf)
         dialects[n] = enc->dialect;
         bufs[n++] = &enc->buf;
     }
+    cursor_skip_old(lf, &lf->cursor, &lf->at, !TAILQ_EMPTY(&lf->live));
     lf->pass_at = lf->at;
-    enum dac_err e =
-        encode_records(lf, &lf->cursor, &lf->at, dialects, bufs, n, &content, &ended);
+    enum dac_err e = encode_records(lf, &lf->cursor, &lf->at, dialects, bufs, n, NULL,
+                                    &content, &ended);
     if (e != DAC_OK)
         return e;
     for (size_t i = 0; i < n; i++)
@@ -269,12 +329,32 @@ static bool pass_walk(struct local_flight *lf, int *budget)
     return true;
 }
 
+/* A stream that can't begin anew ends with an error once it has something of the old
+ * generation. */
+static void break_those_who_cannot_reset(struct local_flight *lf)
+{
+    struct member *m, *next;
+
+    for (m = TAILQ_FIRST(&lf->live); m; m = next) {
+        next = TAILQ_NEXT(m, link);
+        if (m->dialect->can_reset || !m->first_sent)
+            continue;
+        m->broken = true;
+        member_set_state(m, MEMBER_ENDING);
+    }
+}
+
 /* Everyone who was live has everything: with END they all go on to their own endings. */
 static void pass_over(struct local_flight *lf)
 {
     struct member *m;
 
-    lf->content_seen = lf->content_seen || lf->pass_content != 0;
+    if (lf->pass_content & CONTENT_RESET) {
+        lf->content_seen = false;
+        break_those_who_cannot_reset(lf);
+    } else if (lf->pass_content != 0) {
+        lf->content_seen = true;
+    }
     lf->pass_content = 0;
     if (!lf->pass_ended)
         return;
@@ -346,6 +426,7 @@ bool audience_run(struct local_flight *lf, int *budget)
     }
     if (!lf->pass_next)
         all = others_run(lf, budget) && all;
+    takeover_try(lf);
     lf->running = false;
     return all;
 }

@@ -44,8 +44,9 @@ struct turn_view {
 
 struct dialect {
     const char *name;
-    bool stream; /* pieces; else `answer` at the end */
-    bool eager;  /* status 200 and `open` at once; else with the first content */
+    bool stream;    /* pieces; else `answer` at the end */
+    bool eager;     /* status 200 and `open` at once; else with the first content */
+    bool can_reset; /* its clients know how to begin anew in the middle of a stream */
     bool first_at_reasoning; /* `first` comes before reasoning, too, not only before
                                 content */
     const char *content_type;
@@ -88,6 +89,9 @@ struct member {
     bool tail_sent;  /* its `end` went out */
     uint64_t arrived_ns;
     uint64_t last_sent_ns;
+    bool broken;      /* it heard of a generation that is no more, and can't begin anew */
+    bool reset_first; /* it resumes from a generation that is no more */
+    uint64_t skip_bytes; /* of answer text that it has already, when it resumes */
     uint64_t hit_ttl_ns; /* of a hit: what is left of the TTL */
     /* Of a LAGGING member. */
     struct blocklog_cursor cursor;

@@ -128,6 +128,20 @@ static void on_grace(evutil_socket_t fd, short what, void *arg)
         f->unread_since_ns = 0;
 }
 
+/* A client whose worker died did not leave: it may come back through another one. */
+static uint64_t grace_of(const struct fetch *f)
+{
+    uint64_t grace =
+        atomic_load_explicit(&shared(f)->abandon_grace_ns, memory_order_relaxed);
+    uint64_t lost = atomic_load_explicit(&shared(f)->lost_ns, memory_order_acquire);
+    uint64_t until = lost + f->lf->fl->config->reconnect_grace_ns;
+    uint64_t now = f->unread_since_ns;
+
+    if (lost != 0 && until > now && until - now > grace)
+        grace = until - now;
+    return grace;
+}
+
 void fetch_check(struct fetch *f)
 {
     struct flights *fl = f->lf->fl;
@@ -147,8 +161,7 @@ void fetch_check(struct fetch *f)
     if (f->unread_since_ns != 0)
         return;
     f->unread_since_ns = clock_now_ns();
-    const struct timeval tv =
-        tv_of(atomic_load_explicit(&shared(f)->abandon_grace_ns, memory_order_relaxed));
+    const struct timeval tv = tv_of(grace_of(f));
     evtimer_add(f->grace, &tv);
 }
 
@@ -302,6 +315,25 @@ static enum dac_err log_request(struct fetch *f)
     return e;
 }
 
+/* QUEUED, its REQUEST in the log: reads the history, takes its place in the queue. */
+static void queue_up(struct fetch *f)
+{
+    struct local_flight *lf = f->lf;
+    shm_u64 *tickets = &lf->fl->shm->hdr->tickets[f->provider];
+
+    atomic_store_explicit(&shared(f)->ticket, atomic_fetch_add(tickets, 1) + 1,
+                          memory_order_relaxed);
+    read_history(f);
+    if (!f->history_ready && !f->query) {
+        fetch_fail(f, 503, "history_unavailable",
+                   "the thread's earlier messages could not be read; try again");
+        return;
+    }
+    enqueue(f);
+    if (lf->fetch)
+        fetch_check(lf->fetch);
+}
+
 /* Logs the request and queues; where blocks are short, what is finished goes first. */
 static void begin(struct fetch *f)
 {
@@ -324,19 +356,8 @@ static void begin(struct fetch *f)
         return;
     }
     atomic_store_explicit(&shared(f)->queued_ns, clock_now_ns(), memory_order_relaxed);
-    atomic_store_explicit(&shared(f)->ticket,
-                          atomic_fetch_add(&fl->shm->hdr->tickets[f->provider], 1) + 1,
-                          memory_order_relaxed);
     DAC_ASSERT(flight_advance(fl->shm, lf->ref, FLIGHT_QUEUED) == DAC_OK);
-    read_history(f);
-    if (!f->history_ready && !f->query) {
-        fetch_fail(f, 503, "history_unavailable",
-                   "the thread's earlier messages could not be read; try again");
-        return;
-    }
-    enqueue(f);
-    if (lf->fetch)
-        fetch_check(lf->fetch);
+    queue_up(f);
 }
 
 /* --- second try --------------------------------------------------------------------- */
@@ -388,8 +409,9 @@ void fetch_wait_for_room(struct fetch *f)
         evtimer_add(f->timer, &tv);
 }
 
-void fetch_new(struct local_flight *lf, const struct blocklog_writer *writer,
-               struct turn_request *request, uint32_t provider)
+static struct fetch *fetch_alloc(struct local_flight *lf,
+                                 const struct blocklog_writer *writer,
+                                 struct turn_request *request, uint32_t provider)
 {
     struct flights *fl = lf->fl;
     struct fetch *f = calloc(1, sizeof *f);
@@ -401,13 +423,24 @@ void fetch_new(struct local_flight *lf, const struct blocklog_writer *writer,
     f->writer = *writer;
     f->request = *request;
     f->held.max = 8u << 20;
+    f->created_ns = clock_now_ns();
     turn_request_init(request);
     lf->fetch = f;
     fl->fetches++;
     f->timer = evtimer_new(fl->base, on_timer, f);
     f->grace = evtimer_new(fl->base, on_grace, f);
     DAC_ASSERT(f->timer && f->grace);
+    return f;
+}
 
-    f->created_ns = clock_now_ns();
-    begin(f);
+void fetch_new(struct local_flight *lf, const struct blocklog_writer *writer,
+               struct turn_request *request, uint32_t provider)
+{
+    begin(fetch_alloc(lf, writer, request, provider));
+}
+
+void fetch_resume(struct local_flight *lf, const struct blocklog_writer *writer,
+                  struct turn_request *request, uint32_t provider)
+{
+    queue_up(fetch_alloc(lf, writer, request, provider));
 }

@@ -120,13 +120,6 @@ void fetch_room(struct fetch *f)
     }
 }
 
-static enum flight_state state_of(enum turn_status s)
-{
-    if (s == TURN_COMPLETE)
-        return FLIGHT_DONE;
-    return s == TURN_CANCELLED ? FLIGHT_CANCELLED : FLIGHT_FAILED;
-}
-
 void fetch_end(struct fetch *f, const struct record_end *end)
 {
     struct local_flight *lf = f->lf;
@@ -141,8 +134,8 @@ void fetch_end(struct fetch *f, const struct record_end *end)
     atomic_store_explicit(&flight_at(shm, lf->ref.index)->ended_ns, clock_now_ns(),
                           memory_order_release);
     DAC_ASSERT(blocklog_append(shm, &f->writer, RECORD_END, end, sizeof *end) == DAC_OK);
-    DAC_ASSERT(flight_advance(shm, lf->ref, state_of((enum turn_status)end->status)) ==
-               DAC_OK);
+    DAC_ASSERT(flight_advance(shm, lf->ref,
+                              flight_state_for((enum turn_status)end->status)) == DAC_OK);
     wake_recorder(shm, lf->ref.index);
     announce(f);
     fetch_free(f);

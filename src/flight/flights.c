@@ -46,7 +46,7 @@ struct local_flight *local_new(struct flights *fl, struct flight_ref ref)
     TAILQ_INIT(&lf->live);
     TAILQ_INIT(&lf->waiting);
     TAILQ_INIT(&lf->lagging);
-    blocklog_rewind(&lf->cursor, ref);
+    cursor_begin(lf, &lf->cursor, &lf->at);
     memcpy(turn.b, f->turn_id, sizeof turn.b);
     id_format(&turn, lf->view.turn_id);
     lf->view.created_us = f->created_us;

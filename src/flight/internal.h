@@ -5,6 +5,7 @@
  *   join.c      asking, attaching, leaving
  *   audience.c  the shared cursor, one encode per dialect, fan-out
  *   lag.c       members with a cursor of their own; endings
+ *   takeover.c  an orphaned flight gets a new owner
  *   fetch.c     a flight this worker owns: history, pacer, call, retry, END
  *   fetch_log.c what the call produced, into the log
  */
@@ -33,13 +34,18 @@ TAILQ_HEAD(fetch_list, fetch);
 TAILQ_HEAD(local_list, local_flight);
 
 /* What records brought; or'ed. */
-enum content { CONTENT_ANSWER = 1 /* text, a tool call */, CONTENT_REASONING = 2 };
+enum content {
+    CONTENT_ANSWER = 1, /* text, a tool call */
+    CONTENT_REASONING = 2,
+    CONTENT_RESET = 4, /* a new generation begins; never with anything else */
+};
 
 /* Whether a member's `first` is due before such a piece. */
 static inline bool first_is_due(const struct member *m, unsigned content)
 {
-    return !m->first_sent && ((content & CONTENT_ANSWER) != 0 ||
-                              (content != 0 && m->dialect->first_at_reasoning));
+    return !m->first_sent &&
+           ((content & CONTENT_ANSWER) != 0 ||
+            ((content & CONTENT_REASONING) != 0 && m->dialect->first_at_reasoning));
 }
 
 /* The worker's encode of one pass for one dialect. */
@@ -200,17 +206,28 @@ void lag_finish(struct member *m);
 extern const struct http_callbacks member_callbacks;
 /* Comment pings, late verdicts, done_timeout. */
 void lag_tick(struct local_flight *lf, uint64_t now_ns);
-/* Encodes log records from *c on, at most PASS_BYTES: merges neighbouring text. Returns
- * DAC_OK if anything was read, DAC_E_AGAIN, or DAC_E_CORRUPT. */
+/* Where a cursor of this flight begins: behind the last RESET. */
+void cursor_begin(struct local_flight *lf, struct blocklog_cursor *c,
+                  struct position *at);
+/* A cursor that stands in a generation that is no more moves on: to the RESET if `told`
+ * (the client has something of the old one), else behind it. */
+void cursor_skip_old(struct local_flight *lf, struct blocklog_cursor *c,
+                     struct position *at, bool told);
+/* Encodes log records from *c on; the first *skip bytes of text are left out (NULL:
+ * none); at most PASS_BYTES: merges neighbouring text. Returns DAC_OK if anything was
+ * read, DAC_E_AGAIN, or DAC_E_CORRUPT. */
 enum dac_err encode_records(struct local_flight *lf, struct blocklog_cursor *c,
                             struct position *at, const struct dialect *const *dialects,
-                            struct buf *const *bufs, size_t n, unsigned *content,
-                            bool *ended);
+                            struct buf *const *bufs, size_t n, const uint64_t *skip,
+                            unsigned *content, bool *ended);
 
 /* fetch.c */
 /* Takes the request over. Whatever fails ends the flight. */
 void fetch_new(struct local_flight *lf, const struct blocklog_writer *writer,
                struct turn_request *request, uint32_t provider);
+/* The same for a flight that was taken over: its REQUEST is in the log. */
+void fetch_resume(struct local_flight *lf, const struct blocklog_writer *writer,
+                  struct turn_request *request, uint32_t provider);
 void fetch_check(struct fetch *f); /* its readers or requests changed */
 void fetch_cancel(struct fetch *f, const char *code, const char *why);
 void fetch_provider_ready(struct flights *fl, uint32_t provider);
@@ -219,6 +236,10 @@ void fetch_wait_for_room(struct fetch *f);
 /* After a failure before the first content: true if it will be asked again. */
 bool fetch_retry(struct fetch *f, const struct upstream_end *end);
 void fetch_free(struct fetch *f);
+
+/* takeover.c */
+/* If the flight is orphaned and a client here can begin anew: tries to own it. */
+void takeover_try(struct local_flight *lf);
 
 /* fetch_log.c */
 extern const struct upstream_ops fetch_upstream_ops;

@@ -444,6 +444,43 @@ static enum dac_err attach(struct flights *fl, const struct id *turn, const char
     return DAC_OK;
 }
 
+/* Answer bytes that are in the log, of the present generation. */
+static uint64_t text_so_far(struct local_flight *lf)
+{
+    struct blocklog_cursor c;
+    struct blocklog_record r;
+    struct position at;
+    uint64_t n = 0;
+
+    cursor_begin(lf, &c, &at);
+    while (blocklog_peek(lf->fl->shm, &c, &r) == DAC_OK) {
+        if (r.type == RECORD_DELTA)
+            n += r.len;
+        blocklog_next(lf->fl->shm, &c, &r);
+    }
+    return n;
+}
+
+/* Adds a member that asked nothing itself. */
+static enum dac_err add_attached(struct local_flight *lf, const struct dialect *dialect,
+                                 const struct resume_from *from, struct http_exchange *ex)
+{
+    struct flight_word w = flight_load(lf->fl->shm, lf->ref.index);
+    struct member *m = member_new(ex, dialect);
+
+    if (!m) {
+        local_settle(lf);
+        return DAC_E_NOMEM;
+    }
+    if (from && from->has_generation && from->generation != w.generation)
+        m->reset_first = true;
+    else if (from)
+        m->skip_bytes = from->text_bytes;
+    m->first_sent = m->skip_bytes > 0;
+    member_join(m, lf, flight_state_ended(w.state) ? JOIN_HIT : JOIN_FOLLOWER);
+    return DAC_OK;
+}
+
 enum dac_err flights_attach(struct flights *fl, const struct id *turn, const char *org,
                             const struct dialect *dialect, bool cancel,
                             struct http_exchange *ex)
@@ -453,25 +490,40 @@ enum dac_err flights_attach(struct flights *fl, const struct id *turn, const cha
 
     if (e != DAC_OK)
         return e;
-    struct member *m = member_new(ex, dialect);
-    if (!m) {
-        local_settle(lf);
-        return DAC_E_NOMEM;
-    }
     lf->running = true;
-    member_join(m, lf,
-                flight_state_ended(flight_load(fl->shm, lf->ref.index).state)
-                    ? JOIN_HIT
-                    : JOIN_FOLLOWER);
-    if (cancel) {
+    e = add_attached(lf, dialect, NULL, ex);
+    if (e == DAC_OK && cancel) {
         flight_ask_cancel(fl->shm, lf->ref.index);
         wake_owner(fl->shm, lf->ref.index);
+        wake_recorder(fl->shm, lf->ref.index); /* an orphan has no owner */
         if (lf->fetch)
             fetch_check(lf->fetch);
     }
     lf->running = false;
     local_schedule(lf);
-    return DAC_OK;
+    return e;
+}
+
+enum dac_err flights_resume(struct flights *fl, const struct id *turn, const char *org,
+                            const struct dialect *dialect, const struct resume_from *from,
+                            struct http_exchange *ex)
+{
+    struct local_flight *lf;
+    enum dac_err e = attach(fl, turn, org, &lf);
+
+    if (e != DAC_OK)
+        return e;
+    uint16_t generation = flight_load(fl->shm, lf->ref.index).generation;
+    bool same = !from->has_generation || from->generation == generation;
+    if (same && from->text_bytes > text_so_far(lf)) {
+        local_settle(lf);
+        return DAC_E_TOO_LARGE;
+    }
+    lf->running = true;
+    e = add_attached(lf, dialect, from, ex);
+    lf->running = false;
+    local_schedule(lf);
+    return e;
 }
 
 enum dac_err flights_peek(struct flights *fl, const struct id *turn, const char *org,

@@ -5,6 +5,7 @@
  * A lagging member encodes for itself, from its own cursor, as much as one pass; text
  * that piled up is merged into few events. When it has caught up it becomes live again.
  */
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/clock.h"
@@ -100,17 +101,33 @@ static void finish_json(struct member *m)
     member_over(m);
 }
 
+/* How the flight ended as far as a client can know that can't begin anew. */
+static const struct turn_view *broken_view(const struct turn_view *v,
+                                           struct turn_view *out)
+{
+    *out = *v;
+    out->end = (struct record_end){
+        .status = TURN_INCOMPLETE, .http_status = 502, .retryable = 1};
+    snprintf(out->end.code, sizeof out->end.code, "fetcher_died");
+    snprintf(out->end.message, sizeof out->end.message,
+             "the process that fetched this answer died, and it was asked for again");
+    return out;
+}
+
 /* What END says, and what the commit says if that is known already, in one piece. */
 static void finish_stream(struct member *m)
 {
     struct local_flight *lf = m->flight;
     const struct turn_view *v = view_now(lf);
     struct buf *b = &lf->fl->piece;
+    struct turn_view broken;
     struct http_piece piece;
     bool over = false;
 
     piece_begin(b);
-    if (!m->tail_sent)
+    if (m->broken)
+        over = m->dialect->end(broken_view(v, &broken), m, m->at, b);
+    else if (!m->tail_sent)
         over = m->dialect->end(v, m, m->at, b);
     m->tail_sent = true;
     if (!over) {
@@ -164,10 +181,16 @@ static enum dac_err lag_step(struct member *m, bool *ended)
     struct buf own = BUF_INIT(ENCODE_MAX);
     struct buf *bufs[] = {&own};
     const struct dialect *dialects[] = {m->dialect};
-    struct position before = m->at;
     unsigned content = 0;
-    enum dac_err e =
-        encode_records(lf, &m->cursor, &m->at, dialects, bufs, 1, &content, ended);
+
+    cursor_skip_old(lf, &m->cursor, &m->at, m->first_sent);
+    struct position before = m->at;
+    enum dac_err e = encode_records(lf, &m->cursor, &m->at, dialects, bufs, 1,
+                                    &m->skip_bytes, &content, ended);
+    if (e == DAC_OK && (content & CONTENT_RESET)) {
+        m->skip_bytes = 0;
+        m->broken = !m->dialect->can_reset && m->first_sent;
+    }
 
     if (e == DAC_OK) {
         piece_begin(b);
@@ -192,7 +215,7 @@ static bool lag_catch_up(struct member *m, int *budget)
     bool ended = false;
     enum dac_err e = DAC_OK;
 
-    while (m->ex && !ended && http_stream_ready(m->ex)) {
+    while (m->ex && !ended && !m->broken && http_stream_ready(m->ex)) {
         if (*budget <= 0)
             return false;
         (*budget)--;
@@ -206,6 +229,12 @@ static bool lag_catch_up(struct member *m, int *budget)
     }
     if (!m->ex) {
         member_leave(m);
+        return true;
+    }
+    if (m->broken) {
+        member_set_state(m, MEMBER_ENDING);
+        if (http_stream_ready(m->ex))
+            finish_stream(m);
         return true;
     }
     if (ended) {
@@ -261,7 +290,7 @@ void audience_enter(struct member *m)
     struct local_flight *lf = m->flight;
     int budget = 2;
 
-    blocklog_rewind(&m->cursor, lf->ref);
+    cursor_begin(lf, &m->cursor, &m->at);
     if (m->dialect->stream && m->dialect->eager)
         lag_run(m, &budget);
 }

@@ -40,6 +40,8 @@ void recorder_look(struct recorder *r, uint32_t flight)
     bool mine = flight_state_running(w.state) && w.owner == r->shm->self;
 
     if (w.state == FLIGHT_ORPHANED || mine) {
+        if (!mine && recorder_leaves_orphan(r, flight, w))
+            return;
         if (!recorder_end_orphan(r, flight, w))
             return;
         w = flight_load(r->shm, flight);

@@ -17,6 +17,9 @@
 #include "shm/crash.h"
 #include "shm/wake.h"
 
+#define TAKEOVER_WAIT_NS                                                                 \
+    (750 * NS_PER_MS) /* for a worker that reads it to take it over */
+
 struct log_view {
     bool has_request;
     bool has_end;
@@ -61,16 +64,33 @@ static enum dac_err append_end(struct recorder *r, struct flight_ref ref,
     return blocklog_append(r->shm, &w, RECORD_END, end, sizeof(*end));
 }
 
-static enum flight_state state_of(const struct record_end *end)
+/* A flight may yet be taken over: by a worker that reads it, at once, or by a client that
+ * comes back or comes new within reconnect_grace. */
+bool recorder_leaves_orphan(struct recorder *r, uint32_t flight, struct flight_word w)
 {
-    switch (end->status) {
-    case TURN_COMPLETE:
-        return FLIGHT_DONE;
-    case TURN_CANCELLED:
-        return FLIGHT_CANCELLED;
-    default:
-        return FLIGHT_FAILED;
+    const struct config *cfg = r->ctx->config;
+    const struct shm_flight *f = flight_at(r->shm, flight);
+    struct flight_ref ref = {.index = flight, .incarnation = w.incarnation};
+    struct flight_note *note = &r->notes[flight];
+    uint64_t now = clock_now_ns();
+    bool over;
+
+    if (flight_readers(r->shm, flight) == 0) {
+        note->orphan_read_ns = 0;
+        over = now > atomic_load(&f->lost_ns) + cfg->reconnect_grace_ns;
+    } else {
+        if (note->orphan_read_ns == 0 || note->orphan_word != flight_pack(w)) {
+            note->orphan_read_ns = now;
+            note->orphan_word = flight_pack(w);
+        }
+        over = now > note->orphan_read_ns + TAKEOVER_WAIT_NS;
     }
+    if (over || cfg->on_fetcher_death != CONFIG_DEATH_RESTART ||
+        w.generation >= cfg->takeover_max || atomic_load(&f->requests) != 0 ||
+        r->stopping_ns != 0)
+        return false;
+    struct log_view view = view_log(r, ref);
+    return view.has_request && !view.has_end;
 }
 
 bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word w)
@@ -99,7 +119,8 @@ bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word
     CRASH_POINT("recorder_end_written");
     if (atomic_load(&f->ended_ns) == 0)
         atomic_store(&f->ended_ns, clock_now_ns());
-    if (flight_advance(r->shm, ref, state_of(&end)) != DAC_OK)
+    if (flight_advance(r->shm, ref, flight_state_for((enum turn_status)end.status)) !=
+        DAC_OK)
         return false;
     wake_readers(r->shm, flight);
     log_info(0, "flight %u lost its fetcher and was ended as %s", flight,

@@ -14,9 +14,11 @@
 /* What this recorder knows of one flight's present use. Forgotten when it dies: then
  * numbers are written once more, which changes nothing. */
 struct flight_note {
-    bool pending;         /* in recorder.pending */
-    bool counted;         /* the two numbers below are in the store */
-    uint32_t incarnation; /* of the use that `counted` speaks of */
+    uint64_t orphan_read_ns; /* since when an orphan has readers, 0: it has none */
+    uint64_t orphan_word;    /* the flight's word that the time above speaks of */
+    bool pending;            /* in recorder.pending */
+    bool counted;            /* the two numbers below are in the store */
+    uint32_t incarnation;    /* of the use that `counted` speaks of */
     uint64_t followers;
     uint64_t hits;
 };
@@ -60,6 +62,9 @@ struct recorder {
 /* recorder.c: looks at one flight: whether it is to be ended or stored. */
 void recorder_look(struct recorder *r, uint32_t flight);
 
+/* recorder_adopt.c: whether an ORPHANED flight is left alone for now, for somebody to
+ * take it over. */
+bool recorder_leaves_orphan(struct recorder *r, uint32_t flight, struct flight_word w);
 /* recorder_adopt.c: ends an ORPHANED flight, or one of this recorder's that it could not
  * end before. Whether the flight has ended now. */
 bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word w);

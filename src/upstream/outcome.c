@@ -205,7 +205,7 @@ static const struct curl_rule {
      "no secure connection to the provider"},
     {CURLE_WEIRD_SERVER_REPLY, UPSTREAM_BAD, false, "malformed_stream",
      "the provider does not speak HTTP"},
-    {CURLE_UNSUPPORTED_PROTOCOL, UPSTREAM_BAD, true, "malformed_stream",
+    {CURLE_UNSUPPORTED_PROTOCOL, UPSTREAM_BAD, false, "malformed_stream",
      "the provider does not speak HTTP"},
     {CURLE_OUT_OF_MEMORY, UPSTREAM_BAD, false, "no_memory", "out of memory"},
 };

@@ -1,5 +1,5 @@
-"""The death of the worker that runs an upstream call: a clear error for those who listen through
-other workers, not a hang, and nothing invented; everything goes on."""
+"""The death of the worker that runs an upstream call, where it is not to be taken over: a clear error
+for those who listen through other workers, not a hang, and nothing invented; everything goes on."""
 
 import asyncio
 import os
@@ -21,7 +21,8 @@ def fetcher(dac, mock):
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("at", [0, 4])
-async def test_listeners_hear_of_it(dac, mock, at):
+async def test_listeners_hear_of_it(make_dac, mock, at):
+    dac = make_dac({"flight": {"on_fetcher_death": "fail"}})
     dac.allow_log.append(r"worker|signal")
     thread = await dac.thread()
     question = say(tokens=10, token_size=16, barrier=f"hold@{at}")

@@ -67,8 +67,9 @@ def test_a_stopped_master_is_no_reason_to_kill_anybody(make_dac):
     assert dac.processes() == before
 
 
-async def test_a_dead_fetcher_s_listeners_get_an_error_not_a_hang(dac, mock):
-    """The worker of the upstream call dies; listeners at the others hear of it."""
+async def test_a_dead_fetcher_s_listeners_get_an_error_not_a_hang(make_dac, mock):
+    """The worker of the upstream call dies and is not to be replaced; listeners hear of it."""
+    dac = make_dac({"flight": {"on_fetcher_death": "fail"}})
     thread = await dac.thread()
     question = say(tokens=50, barrier="go@4")
     streams = [await dac.open_ask(thread, question) for _ in range(24)]

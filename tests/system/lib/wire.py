@@ -361,9 +361,14 @@ class Stream:
 
     @property
     def text(self):
-        return "".join(e.data["text"] for e in self.events if e.name == "delta")
-
-    # --- what was read, in the OpenAI dialect ---
+        """The answer as a native client has it: a reset begins it anew."""
+        text = ""
+        for e in self.events:
+            if e.name == "reset":
+                text = ""
+            elif e.name == "delta":
+                text += e.data["text"]
+        return text
 
     @property
     def chunks(self):

@@ -1,0 +1,174 @@
+/*
+ * Taking over a flight whose fetcher died.
+ *
+ *   the master reaps and sweeps, the flight is ORPHANED, every reader is woken
+ *   -> a worker with a client that can begin anew adopts it: one compare-and-swap,
+ * generation + 1
+ *   -> something of the answer in the log: RESET, and readers begin behind it
+ *   -> asked again, with a permit and a token like any call
+ *
+ * Who can begin anew: a dialect that knows a reset, or a client that has got nothing of
+ * the answer yet. If there is none, if END is in the log already, if the setting says
+ * fail, or if it happened too often, nobody adopts it, and the recorder ends it as
+ * incomplete.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "flight/internal.h"
+#include "shm/crash.h"
+#include "shm/wake.h"
+
+static bool can_begin_anew(const struct member *m)
+{
+    return m->ex && !m->broken && (m->dialect->can_reset || !m->first_sent);
+}
+
+static bool anyone_can(const struct local_flight *lf)
+{
+    const struct member_list *lists[] = {&lf->live, &lf->waiting, &lf->lagging};
+
+    for (size_t i = 0; i < DAC_ARRAY_LEN(lists); i++) {
+        const struct member *m;
+        TAILQ_FOREACH (m, lists[i], link) {
+            if (can_begin_anew(m))
+                return true;
+        }
+    }
+    return false;
+}
+
+/* What the dead owner left in the log. */
+struct remains {
+    bool content; /* something of the answer, since the last RESET */
+    bool has_request;
+    struct turn_request request; /* owned */
+};
+
+static enum dac_err read_remains(struct local_flight *lf, struct remains *out)
+{
+    struct flights *fl = lf->fl;
+    struct blocklog_cursor c;
+    struct blocklog_record r;
+    enum dac_err e;
+
+    memset(out, 0, sizeof *out);
+    turn_request_init(&out->request);
+    blocklog_rewind(&c, lf->ref);
+    while ((e = blocklog_peek(fl->shm, &c, &r)) == DAC_OK) {
+        if (r.type == RECORD_REQUEST && !out->has_request) {
+            void *scratch = flights_scratch(fl, r.len);
+            if (!scratch)
+                return DAC_E_NOMEM;
+            e = turn_request_parse(blocklog_payload(fl->shm, &c, &r, scratch), r.len,
+                                   &out->request);
+            if (e != DAC_OK)
+                return e;
+            out->has_request = true;
+        } else if (r.type == RECORD_RESET) {
+            out->content = false;
+        } else if (r.type != RECORD_USAGE) {
+            out->content = true;
+        }
+        blocklog_next(fl->shm, &c, &r);
+    }
+    return e == DAC_E_AGAIN ? DAC_OK : e;
+}
+
+/* Readers that begin from here on see the new generation only. */
+static enum dac_err log_reset(struct local_flight *lf, struct blocklog_writer *w)
+{
+    struct record_reset reset = {.reason = "fetcher_died"};
+    struct shm *shm = lf->fl->shm;
+    enum dac_err e = blocklog_append(shm, w, RECORD_RESET, &reset, sizeof reset);
+
+    if (e == DAC_OK) {
+        CRASH_POINT("takeover_reset");
+        atomic_store_explicit(&flight_at(shm, lf->ref.index)->start, w->offset,
+                              memory_order_release);
+    }
+    return e;
+}
+
+static void ask_again(struct local_flight *lf, struct remains *left,
+                      struct blocklog_writer *w)
+{
+    struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
+    uint32_t provider = atomic_load(&f->provider);
+    enum dac_err e = left->content ? log_reset(lf, w) : DAC_OK;
+
+    atomic_store_explicit(&f->first_token_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&f->fetch_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&f->queued_ns, clock_now_ns(), memory_order_relaxed);
+    shm_count(lf->fl->shm, SHM_C_takeovers, 1);
+    fetch_resume(lf, w, &left->request, provider);
+    if (e != DAC_OK && lf->fetch)
+        fetch_fail(lf->fetch, 503, "no_room", "no room to begin the answer anew");
+    wake_readers(lf->fl->shm, lf->ref.index);
+    local_schedule(lf);
+}
+
+/* Nothing to ask again with: it died before its question was in the log. */
+static void end_failed(struct local_flight *lf, struct blocklog_writer *w)
+{
+    struct record_end end = {.status = TURN_FAILED, .http_status = 503, .retryable = 1};
+    struct shm *shm = lf->fl->shm;
+
+    snprintf(end.code, sizeof end.code, "fetcher_died");
+    snprintf(end.message, sizeof end.message,
+             "the process that fetched this answer died");
+    atomic_store(&flight_at(shm, lf->ref.index)->ended_ns, clock_now_ns());
+    DAC_ASSERT(blocklog_append(shm, w, RECORD_END, &end, sizeof end) == DAC_OK);
+    DAC_ASSERT(flight_advance(shm, lf->ref, FLIGHT_FAILED) == DAC_OK);
+    wake_recorder(shm, lf->ref.index);
+    wake_readers(shm, lf->ref.index);
+    local_schedule(lf);
+}
+
+/* The flight is ours now, QUEUED: whatever is wrong from here on ends it. */
+static void take_over(struct local_flight *lf)
+{
+    struct shm *shm = lf->fl->shm;
+    uint32_t provider = atomic_load(&flight_at(shm, lf->ref.index)->provider);
+    struct blocklog_writer w;
+    struct remains left;
+
+    /* Only a broken chain of blocks can fail here. The worker ends, the flight is
+     * orphaned once more, and after takeover_max the recorder says so. */
+    DAC_ASSERT(blocklog_open(shm, lf->ref, &w) == DAC_OK);
+    enum dac_err e = read_remains(lf, &left);
+    if (e == DAC_OK && left.has_request && provider < lf->fl->config->provider_count)
+        ask_again(lf, &left, &w);
+    else
+        end_failed(lf, &w);
+    turn_request_free(&left.request);
+}
+
+/* Whether this worker has read the log to its end, and END was not there. */
+static bool is_unfinished(const struct local_flight *lf)
+{
+    const struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
+    return !lf->end_seen && !lf->pass_next &&
+           lf->cursor.offset == atomic_load_explicit(&f->tail, memory_order_acquire) &&
+           atomic_load(&f->kind) == FLIGHT_TURN &&
+           (atomic_load(&f->requests) & FLIGHT_ASK_CANCEL) == 0;
+}
+
+void takeover_try(struct local_flight *lf)
+{
+    struct flights *fl = lf->fl;
+    struct flight_word w = flight_load(fl->shm, lf->ref.index);
+
+    if (w.state != FLIGHT_ORPHANED || lf->fetch || fl->cutting ||
+        fl->config->on_fetcher_death != CONFIG_DEATH_RESTART ||
+        w.generation >= fl->config->takeover_max || !is_unfinished(lf) || !anyone_can(lf))
+        return;
+    if (flight_adopt(fl->shm, lf->ref, FLIGHT_QUEUED) != DAC_OK)
+        return;
+    CRASH_POINT("takeover_adopted");
+    log_info(0, "flight %u: taken over, generation %u", lf->ref.index, w.generation + 1u);
+    take_over(lf);
+}
