@@ -306,5 +306,6 @@ bool recorder_store(struct recorder *r, uint64_t now_ns)
     r->pending_count -= n;
     for (size_t i = 0; i < n; i++)
         publish(r, &outcomes[i]);
+    store_tidy(r->store);
     return r->pending_count > 0;
 }
