@@ -116,6 +116,31 @@ START_TEST(every_cut_at_a_border)
 }
 END_TEST
 
+/* A reader may begin at any record. */
+START_TEST(seek_begins_at_any_record)
+{
+    uint64_t at[60];
+    uint32_t n = 0;
+
+    for (; n < DAC_ARRAY_LEN(at); n++) {
+        at[n] = lead.writer.offset;
+        append(n, n * 97 % 1300);
+    }
+    while (n-- > 0) {
+        struct blocklog_cursor c;
+        blocklog_seek(&c, lead.ref, at[n]);
+        ck_assert_uint_eq(blocklog_unread(&shm, &c), lead.writer.offset - at[n]);
+        for (uint32_t i = n; i < DAC_ARRAY_LEN(at) && i < n + 3; i++)
+            expect(&c, i, i * 97 % 1300);
+    }
+    struct blocklog_cursor c;
+    blocklog_seek(&c, lead.ref, lead.writer.offset);
+    expect_nothing(&c);
+    blocklog_seek(&c, lead.ref, lead.writer.offset + 5000);
+    expect_nothing(&c);
+}
+END_TEST
+
 START_TEST(copy_takes_a_part)
 {
     struct blocklog_cursor c;
@@ -465,6 +490,7 @@ int main(void)
     tcase_set_timeout(t, 20);
     tcase_add_loop_test(t, every_size_comes_back, 0, SIZES_MAX / 250);
     tcase_add_loop_test(t, every_cut_at_a_border, 0, 8);
+    tcase_add_test(t, seek_begins_at_any_record);
     tcase_add_test(t, copy_takes_a_part);
     tcase_add_loop_test(t, new_owner_goes_on_at_the_tail, 0, 12);
     tcase_add_test(t, new_owner_at_every_offset);

@@ -192,7 +192,8 @@ START_TEST(new_use_inherits_nothing)
     f = flight_at(&shm, ref.index);
     shm_u64 *const longs[] = {&f->tail,           &f->queued_ns, &f->fetch_ns,
                               &f->first_token_ns, &f->ended_ns,  &f->ticket,
-                              &f->followers,      &f->hits,      &f->sample};
+                              &f->followers,      &f->hits,      &f->sample,
+                              &f->start,          &f->lost_ns};
     shm_u32 *const ints[] = {&f->stored, &f->requests, &f->first_block, &f->next};
     for (size_t i = 0; i < DAC_ARRAY_LEN(longs); i++)
         atomic_store(longs[i], 77);

@@ -171,8 +171,12 @@ START_TEST(owners_death_in_every_state)
     take_bits(a);
     readable(a);
     shm.self = SHM_NO_SLOT;
+    uint64_t before_ns = clock_now_ns();
     struct slot_sweep found = slot_sweep(&shm, b);
 
+    /* It lost its owner, or a reader: how long ago is known. */
+    ck_assert_int_eq(atomic_load(&flight_at(&shm, r.ref.index)->lost_ns) >= before_ns,
+                     deaths[_i].after != FLIGHT_FREE);
     struct flight_word w = flight_load(&shm, r.ref.index);
     bool orphaned = deaths[_i].after == FLIGHT_ORPHANED;
     bool freed = deaths[_i].after == FLIGHT_FREE;
