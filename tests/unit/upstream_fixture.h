@@ -28,8 +28,9 @@
     "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n"
 #define DONE "data: [DONE]\n\n"
 
-#define SENDS_MAX 12
-#define SEEN_MAX  4096
+#define BIG_EVENTS 5000
+#define SENDS_MAX  12
+#define SEEN_MAX   4096
 
 enum script_after {
     AFTER_KEEP,  /* read the next request of the connection */

@@ -38,6 +38,17 @@ struct h2 {
 static const char text_answer[] = TEXT("0") TEXT("1") TEXT("2") TEXT("3") TEXT("4")
     TEXT("5") TEXT("6") TEXT("7") TEXT("8") TEXT("9") STOP DONE;
 
+static char big_answer[BIG_EVENTS * sizeof(TEXT("0")) + sizeof(STOP DONE)];
+
+static void make_big_answer(void)
+{
+    char *p = big_answer;
+
+    for (int i = 0; i < BIG_EVENTS; i++, p += strlen(p))
+        memcpy(p, TEXT("0"), sizeof(TEXT("0")));
+    memcpy(p, STOP DONE, sizeof(STOP DONE));
+}
+
 /* --- streams --------------------------------------------------------------------------
  */
 
@@ -102,6 +113,8 @@ static void respond(struct h2 *h, struct stream *st)
         return;
     st->hold = strcmp(st->seen->script, "hold") == 0;
     st->answer = st->hold ? TEXT("0") : text_answer;
+    if (strcmp(st->seen->script, "big") == 0)
+        st->answer = big_answer;
     nghttp2_submit_response(h->s, st->id, head, 2, &data);
 }
 
@@ -262,5 +275,6 @@ void provider_start_h2(struct fake_provider *p)
     X509_free(x);
     EVP_PKEY_free(key);
     p->tls = ctx;
+    make_big_answer();
     provider_start(p, NULL);
 }
