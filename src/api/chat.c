@@ -213,7 +213,12 @@ static void chat_answer(const struct turn_view *v, struct member *m,
         struct http_problem p = {.status = 409, .code = "cancelled", .offset = -1};
         http_respond_problem(m->ex, &p, "the turn was cancelled");
     } else if (v->stored == STORED_NO || v->stored == STORED_FAILED) {
-        struct http_problem p = {.status = 503, .code = "not_stored", .offset = -1};
+        bool later = v->stored == STORED_NO;
+        struct http_problem p = {.status = later ? 503 : 500,
+                                 .code = "not_stored",
+                                 .offset = -1,
+                                 .retry_after_ms = later ? 1000 : 0,
+                                 .retryable = later};
         http_respond_problem(m->ex, &p, "the answer is whole but could not be stored");
     } else {
         put_completion(&b, v, r);
@@ -434,6 +439,8 @@ void api_models(struct http_exchange *ex, void *ctx)
         const struct config_provider *p = &api->config->providers[i];
         for (size_t k = 0; k < p->models.count; k++) {
             const char *name = p->models.items[k];
+            if (strpbrk(name, "*?["))
+                continue; /* a pattern is no model that one could ask for */
             buf_printf(&b, "%s{\"id\":", first ? "" : ",");
             json_put_string(&b, name, strlen(name));
             buf_puts(&b, ",\"object\":\"model\",\"created\":0,\"owned_by\":");

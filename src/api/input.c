@@ -8,11 +8,29 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Where the body's member stands that `field` begins with ("messages[2].role"), or -1. */
+static long offset_of(const struct http_exchange *ex, const char *field)
+{
+    char name[64];
+    size_t n;
+    const char *body = http_body(ex, &n);
+    size_t len = field ? strcspn(field, ".[") : 0;
+
+    if (n == 0 || len == 0 || len >= sizeof name)
+        return -1;
+    memcpy(name, field, len);
+    name[len] = '\0';
+    size_t at = json_member_offset(body, n, name);
+    return at == SIZE_MAX ? -1 : (long)at;
+}
+
 void input_refuse(struct http_exchange *ex, int status, const char *code,
                   const char *field, const char *fmt, ...)
 {
-    struct http_problem p = {
-        .status = status, .code = code, .field = field, .offset = -1};
+    struct http_problem p = {.status = status,
+                             .code = code,
+                             .field = field,
+                             .offset = status == 400 ? offset_of(ex, field) : -1};
     char text[512];
     va_list ap;
 

@@ -375,6 +375,7 @@ static void answer_not_stored(const struct turn_view *v, struct member *m)
     struct http_problem p = {.status = v->stored == STORED_NO ? 503 : 500,
                              .code = "not_stored",
                              .offset = -1,
+                             .retry_after_ms = v->stored == STORED_NO ? 1000 : 0,
                              .retryable = v->stored == STORED_NO,
                              .extra_json = buf_cstr(&extra)};
     http_respond_problem(m->ex, &p, "the answer is whole but could not be stored");
@@ -430,6 +431,7 @@ static void thread_answer(const struct turn_view *v, struct member *m,
         struct http_problem p = {.status = v->stored == STORED_NO ? 503 : 500,
                                  .code = "not_stored",
                                  .offset = -1,
+                                 .retry_after_ms = v->stored == STORED_NO ? 1000 : 0,
                                  .retryable = v->stored == STORED_NO};
         http_respond_problem(m->ex, &p, "the thread could not be stored");
         return;

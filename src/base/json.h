@@ -29,6 +29,10 @@ struct json_error {
 enum dac_err json_parse_strict(const char *text, size_t n, struct json_object **out,
                                struct json_error *err) DAC_CHECK;
 
+/* Byte at which the value of top-level member `name` begins in a valid object's text, or
+ * SIZE_MAX. A name written with escapes is not found. */
+size_t json_member_offset(const char *text, size_t n, const char *name);
+
 /* Appends `n` bytes of UTF-8 as a JSON string with its quotes. Escapes what JSON demands
  * and U+2028, U+2029; invalid UTF-8 becomes U+FFFD. One line always. */
 void json_put_string(struct buf *b, const char *s, size_t n);

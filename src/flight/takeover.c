@@ -114,7 +114,10 @@ static void ask_again(struct local_flight *lf, struct remains *left,
 /* Nothing to ask again with: it died before its question was in the log. */
 static void end_failed(struct local_flight *lf, struct blocklog_writer *w)
 {
-    struct record_end end = {.status = TURN_FAILED, .http_status = 503, .retryable = 1};
+    struct record_end end = {.status = TURN_FAILED,
+                             .http_status = 503,
+                             .retry_after_ms = 1000,
+                             .retryable = 1};
     struct shm *shm = lf->fl->shm;
 
     snprintf(end.code, sizeof end.code, "fetcher_died");

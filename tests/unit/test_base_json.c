@@ -297,6 +297,29 @@ START_TEST(handles_utf8)
 }
 END_TEST
 
+static const struct {
+    const char *text;
+    const char *name;
+    size_t at;
+} members[] = {
+    {"{\"a\":1}", "a", 5},
+    {"{ \"a\" : 1 , \"b\" :\n2}", "b", 18},
+    {"{\"x\":{\"b\":1},\"y\":[{\"b\":2}],\"b\":3}", "b", 31},
+    {"{\"x\":\"b\\\",\\\"b\\\":\",\"b\":3}", "b", 22},
+    {"{\"bb\":1}", "b", SIZE_MAX},
+    {"{\"x\":\"b\"}", "b", SIZE_MAX},
+    {"[1]", "b", SIZE_MAX},
+    {"", "b", SIZE_MAX},
+};
+
+START_TEST(finds_members)
+{
+    ck_assert_uint_eq(
+        json_member_offset(members[_i].text, strlen(members[_i].text), members[_i].name),
+        members[_i].at);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("base_json");
@@ -313,6 +336,7 @@ int main(void)
     tcase_add_test(tc, survives_random_changes);
     tcase_add_loop_test(tc, writes_strings, 0, (int)DAC_ARRAY_LEN(strings));
     tcase_add_loop_test(tc, handles_utf8, 0, (int)DAC_ARRAY_LEN(utf8));
+    tcase_add_loop_test(tc, finds_members, 0, (int)DAC_ARRAY_LEN(members));
     suite_add_tcase(s, tc);
     sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);
