@@ -43,3 +43,22 @@ const char *shm_counter_help(enum shm_counter c)
 {
     return (unsigned)c < SHM_C_COUNT ? counter_helps[c] : "";
 }
+
+uint64_t shm_restarts_sum(const struct shm *shm)
+{
+    uint64_t sum = 0;
+
+    for (size_t kind = 0; kind < SHM_KINDS; kind++)
+        for (size_t i = 0; i < RESTART_REASON_COUNT; i++)
+            sum += atomic_load(&shm->hdr->restarts[kind][i]);
+    return sum;
+}
+
+const char *shm_restart_reason_name(enum restart_reason reason)
+{
+    static const char *const names[] = {[RESTART_KILLED] = "killed",
+                                        [RESTART_EXITED] = "exited",
+                                        [RESTART_WATCHDOG] = "watchdog"};
+
+    return (unsigned)reason < RESTART_REASON_COUNT ? names[reason] : "?";
+}

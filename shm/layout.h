@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #define SHM_MAGIC          UINT64_C(0x3153544847494c46) /* "FLIGHTS1" */
-#define SHM_LAYOUT_VERSION 2u
+#define SHM_LAYOUT_VERSION 3u
 #define SHM_SLOTS          64u
 #define SHM_NO_SLOT        UINT32_C(0xff)
 #define SHM_WORKERS_MAX    28u
@@ -81,6 +81,15 @@ enum slot_state {
 };
 
 enum slot_kind { SLOT_WORKER = 1, SLOT_RECORDER = 2 };
+#define SHM_KINDS 3u /* room for an array by kind */
+
+/* Why a process was started again. */
+enum restart_reason {
+    RESTART_KILLED,   /* a signal that the master did not send */
+    RESTART_EXITED,   /* it ended by itself */
+    RESTART_WATCHDOG, /* its heartbeat stood still */
+    RESTART_REASON_COUNT
+};
 
 struct shm_slot {
     SHM_ALIGNED shm_u32
@@ -238,15 +247,17 @@ struct shm_header {
     shm_u32 ordinal_slot[SHM_WORKERS_MAX]; /* SHM_NO_SLOT: none [W: master] */
     shm_u32 kicks;                         /* grows with each kick [W: master] */
     shm_u32 generation;                    /* of the newest process [W: master] */
-    shm_u64 restarts;                      /* processes started again [W: master] */
-    shm_u64 counters_base[SHM_C_COUNT];    /* of reaped slots [W: master] */
-    SHM_ALIGNED shm_u32 flight_hand;       /* where the next claim looks first; relaxed */
-    shm_u32 flights_used;                  /* hint, recounted by the master; relaxed */
-    SHM_ALIGNED shm_u32 block_hand;        /* relaxed */
-    shm_u32 blocks_used;                   /* hint, recounted by the master; relaxed */
-    SHM_ALIGNED shm_u64 claim_seq;         /* relaxed add */
-    shm_u64 tickets[SHM_PROVIDERS_MAX];    /* relaxed add */
-    SHM_ALIGNED shm_u64 sample_seq;        /* samples ever; release [W: recorder] */
+    /* Processes started again, by enum slot_kind and reason [W: master]. */
+    shm_u64 restarts[SHM_KINDS][RESTART_REASON_COUNT];
+    shm_u64 reconnect_grace_ns;         /* the setting, for who looks on [W: master] */
+    shm_u64 counters_base[SHM_C_COUNT]; /* of reaped slots [W: master] */
+    SHM_ALIGNED shm_u32 flight_hand;    /* where the next claim looks first; relaxed */
+    shm_u32 flights_used;               /* hint, recounted by the master; relaxed */
+    SHM_ALIGNED shm_u32 block_hand;     /* relaxed */
+    shm_u32 blocks_used;                /* hint, recounted by the master; relaxed */
+    SHM_ALIGNED shm_u64 claim_seq;      /* relaxed add */
+    shm_u64 tickets[SHM_PROVIDERS_MAX]; /* relaxed add */
+    SHM_ALIGNED shm_u64 sample_seq;     /* samples ever; release [W: recorder] */
     SHM_ALIGNED shm_u32 pressure; /* 1: someone found no room; the recorder recycles */
 };
 

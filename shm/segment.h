@@ -85,6 +85,10 @@ bool segment_valid(const struct shm *shm, char *why, size_t n);
 void shm_count(struct shm *shm, enum shm_counter c, uint64_t by);
 /* A counter's sum over all slots and the base. */
 uint64_t shm_counter_sum(const struct shm *shm, enum shm_counter c);
+/* Processes started again after a death: for all kinds and reasons. */
+uint64_t shm_restarts_sum(const struct shm *shm);
+/* "killed", "exited", "watchdog". */
+const char *shm_restart_reason_name(enum restart_reason reason);
 /* "requests" and its help text. */
 const char *shm_counter_name(enum shm_counter c);
 const char *shm_counter_help(enum shm_counter c);

@@ -126,6 +126,31 @@ static void text_providers(const struct shm *shm, struct buf *out)
     }
 }
 
+/* What died, and what became of that. */
+static void text_deaths(const struct shm *shm, struct buf *out)
+{
+    const char *comma = " (";
+
+    buf_printf(out, "deaths     %" PRIu64 " restarts", shm_restarts_sum(shm));
+    for (unsigned kind = SLOT_WORKER; kind < SHM_KINDS; kind++) {
+        for (unsigned i = 0; i < RESTART_REASON_COUNT; i++) {
+            uint64_t n = atomic_load(&shm->hdr->restarts[kind][i]);
+
+            if (n == 0)
+                continue;
+            buf_printf(out, "%s%s %s %" PRIu64, comma, kind_name(kind),
+                       shm_restart_reason_name((enum restart_reason)i), n);
+            comma = ", ";
+        }
+    }
+    buf_printf(out,
+               "%s; %" PRIu64 " flights orphaned, %" PRIu64 " taken over, %" PRIu64
+               " locks recovered\n",
+               comma[0] == ',' ? ")" : "", shm_counter_sum(shm, SHM_C_flights_orphaned),
+               shm_counter_sum(shm, SHM_C_takeovers),
+               shm_counter_sum(shm, SHM_C_lock_recoveries));
+}
+
 static void text_status(const struct shm *shm, struct buf *out)
 {
     const struct shm_header *hdr = shm->hdr;
@@ -133,11 +158,10 @@ static void text_status(const struct shm *shm, struct buf *out)
 
     buf_printf(out, "instance   %.63s%s\n", hdr->name,
                atomic_load(&hdr->draining) ? ", stopping" : "");
-    buf_printf(out,
-               "master     pid %" PRIu32 "%s, up %.0f s, %" PRIu64
-               " restarts of children\n",
+    buf_printf(out, "master     pid %" PRIu32 "%s, up %.0f s\n",
                atomic_load(&hdr->master_pid), master_alive(shm) ? "" : " (dead)",
-               seconds_since(hdr->created_ns), atomic_load(&hdr->restarts));
+               seconds_since(hdr->created_ns));
+    text_deaths(shm, out);
     buf_printf(out, "memory     %.1f MiB, blocks %" PRIu32 " of %" PRIu32 " used\n",
                (double)hdr->total_size / 1048576.0, t.blocks_used, hdr->block_count);
     buf_printf(out, "flights    %" PRIu32 " of %" PRIu32 " used",
@@ -204,6 +228,19 @@ static void json_providers(const struct shm *shm, struct buf *out)
     buf_puts(out, "]");
 }
 
+static void json_restarts(const struct shm *shm, struct buf *out)
+{
+    for (unsigned kind = SLOT_WORKER; kind < SHM_KINDS; kind++) {
+        buf_printf(out, "%s\"%s\":{", kind > SLOT_WORKER ? "," : "{", kind_name(kind));
+        for (unsigned i = 0; i < RESTART_REASON_COUNT; i++)
+            buf_printf(out, "%s\"%s\":%" PRIu64, i > 0 ? "," : "",
+                       shm_restart_reason_name((enum restart_reason)i),
+                       atomic_load(&shm->hdr->restarts[kind][i]));
+        buf_puts(out, "}");
+    }
+    buf_puts(out, "}");
+}
+
 static void json_status(const struct shm *shm, struct buf *out)
 {
     const struct shm_header *hdr = shm->hdr;
@@ -213,11 +250,14 @@ static void json_status(const struct shm *shm, struct buf *out)
     json_put_string(out, hdr->name, strnlen(hdr->name, sizeof(hdr->name)));
     buf_printf(out,
                ",\"master_pid\":%" PRIu32 ",\"master_alive\":%s,\"draining\":%s"
-               ",\"uptime_s\":%.3f,\"restarts\":%" PRIu64 ",\"shm_bytes\":%" PRIu64
-               ",\"blocks\":{\"total\":%" PRIu32 ",\"used\":%" PRIu32 "}",
+               ",\"uptime_s\":%.3f,\"restarts\":%" PRIu64 ",\"restarts_by\":",
                atomic_load(&hdr->master_pid), master_alive(shm) ? "true" : "false",
                atomic_load(&hdr->draining) ? "true" : "false",
-               seconds_since(hdr->created_ns), atomic_load(&hdr->restarts),
+               seconds_since(hdr->created_ns), shm_restarts_sum(shm));
+    json_restarts(shm, out);
+    buf_printf(out,
+               ",\"shm_bytes\":%" PRIu64 ",\"blocks\":{\"total\":%" PRIu32
+               ",\"used\":%" PRIu32 "}",
                hdr->total_size, hdr->block_count, t.blocks_used);
     buf_printf(out, ",\"flights\":{\"total\":%" PRIu32 ",\"unstored\":%" PRIu32,
                hdr->flight_count, t.unstored);

@@ -165,6 +165,20 @@ static void put_flights(struct buf *b, const struct shm *shm)
     put_gauge(b, "dac_blocks_free", "blocks that no flight holds", blocks_free_hint(shm));
 }
 
+static void put_restarts(struct buf *b, const struct shm *shm)
+{
+    static const char *const kinds[SHM_KINDS] = {
+        [SLOT_WORKER] = "worker", [SLOT_RECORDER] = "recorder"};
+
+    put_help(b, "dac_restarts_total", "counter",
+             "processes started again after a death, by what ended them");
+    for (size_t kind = SLOT_WORKER; kind < SHM_KINDS; kind++)
+        for (size_t i = 0; i < RESTART_REASON_COUNT; i++)
+            buf_printf(b, "dac_restarts_total{kind=\"%s\",reason=\"%s\"} %llu\n",
+                       kinds[kind], shm_restart_reason_name((enum restart_reason)i),
+                       (unsigned long long)atomic_load(&shm->hdr->restarts[kind][i]));
+}
+
 static void put_processes(struct buf *b, const struct shm *shm)
 {
     uint64_t connections = 0, streams = 0;
@@ -179,9 +193,7 @@ static void put_processes(struct buf *b, const struct shm *shm)
     put_gauge(b, "dac_connections", "open client connections", (double)connections);
     put_gauge(b, "dac_streams", "open streams", (double)streams);
     put_gauge(b, "dac_workers_ready", "workers that accept", ready);
-    put_help(b, "dac_restarts_total", "counter", "processes started again after a death");
-    buf_printf(b, "dac_restarts_total %llu\n",
-               (unsigned long long)atomic_load(&shm->hdr->restarts));
+    put_restarts(b, shm);
     put_gauge(b, "dac_uptime_seconds", "since the master started",
               (double)(clock_now_ns() - shm->hdr->created_ns) / (double)NS_PER_S);
 }

@@ -24,6 +24,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "process/recorder_state.h"
+#include "shm/blocklog.h"
 #include "shm/slot.h"
 #include "shm/wake.h"
 
@@ -145,7 +146,7 @@ static void work(struct recorder *r)
     bool more = recorder_store(r, clock_now_ns());
     uint64_t now = clock_now_ns();
     bool half_full = atomic_load(&hdr->flights_used) > hdr->flight_count / 2 ||
-                     atomic_load(&hdr->blocks_used) > hdr->block_count / 2;
+                     blocks_free_hint(r->shm) < hdr->block_count / 2;
 
     if (atomic_load(&hdr->pressure) ||
         (half_full && now - r->recycled_ns > RECYCLE_INTERVAL_NS))

@@ -46,6 +46,7 @@ enum dac_err supervise_init(struct supervisor *s, uint32_t workers,
     for (uint32_t i = 0; i < workers; i++)
         s->workers[i] =
             (struct child){.kind = SLOT_WORKER, .ordinal = i, .slot = SHM_NO_SLOT};
+    atomic_store(&s->shm->hdr->reconnect_grace_ns, s->config->reconnect_grace_ns);
     return DAC_OK;
 }
 
@@ -109,6 +110,7 @@ static void start_child(struct supervisor *s, struct child *c, uint64_t now_ns)
     c->ready = false;
     c->heartbeat = 0;
     c->silent_ticks = 0;
+    c->silenced = false;
     c->pid = fork();
     if (c->pid == 0)
         run_child(s, c, master);
@@ -208,6 +210,13 @@ uint64_t supervise_plan_restart(struct child *c, uint64_t now_ns)
     return now_ns + c->backoff_ns;
 }
 
+enum restart_reason supervise_restart_reason(const struct child *c, int status)
+{
+    if (!WIFSIGNALED(status))
+        return RESTART_EXITED;
+    return c->silenced && WTERMSIG(status) == SIGKILL ? RESTART_WATCHDOG : RESTART_KILLED;
+}
+
 static void describe_end(int status, char *out, size_t n)
 {
     if (WIFSIGNALED(status))
@@ -253,7 +262,8 @@ static void bury(struct supervisor *s, struct child *c, int status, uint64_t now
     wake_kick(s->shm);
     c->start_at_ns = supervise_plan_restart(c, now_ns);
     if (c->wanted)
-        atomic_fetch_add(&s->shm->hdr->restarts, 1);
+        atomic_fetch_add(
+            &s->shm->hdr->restarts[c->kind][supervise_restart_reason(c, status)], 1);
     log_death(s, c, status, &swept, c->start_at_ns - now_ns);
     /* A service that was never ready and whose children keep dying has nothing to wait
      * for. */

@@ -23,6 +23,7 @@ struct child {
     bool wanted;      /* started when it is not there */
     bool ready;       /* said so */
     bool crashed;     /* its last one was ended by a signal */
+    bool silenced;    /* the watchdog sent this one SIGKILL */
     int exit_code;    /* of its last one, where it was not */
     pid_t pid;        /* 0: not there */
     uint32_t slot;
@@ -73,6 +74,8 @@ void supervise_signal(const struct supervisor *s, enum slot_kind kind, int sig);
 uint32_t supervise_alive(const struct supervisor *s, enum slot_kind kind);
 uint32_t supervise_ready(const struct supervisor *s, enum slot_kind kind);
 
+/* Why a child that ended so is started again. Pure, for tests. */
+enum restart_reason supervise_restart_reason(const struct child *c, int status);
 /* When to start again a child that died now; keeps its record of deaths. Pure, for tests.
  */
 uint64_t supervise_plan_restart(struct child *c, uint64_t now_ns);

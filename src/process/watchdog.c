@@ -55,6 +55,7 @@ void watchdog_tick(struct supervisor *s)
         (int)victim->pid, victim->slot, victim->silent_ticks,
         at_a_lock(s, victim) ? " and is at a bucket's lock" : "");
     kill(victim->pid, SIGKILL);
+    victim->silenced = true;
     s->recorder.silent_ticks = 0;
     for (uint32_t i = 0; i < s->worker_count; i++)
         s->workers[i].silent_ticks = 0;

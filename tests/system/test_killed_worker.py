@@ -24,6 +24,8 @@ def test_a_killed_worker_strands_no_new_client(dac):
     assert dac.log.count("was ended by signal 9") == 4
     status = dacctl(dac, "status", "--json")
     assert status["restarts"] == 4
+    assert status["restarts_by"]["worker"] == {"killed": 4, "exited": 0, "watchdog": 0}
+    assert "4 restarts (worker killed 4)" in dacctl(dac, "status")
     assert [p["state"] for p in status["processes"]] == ["ready"] * 5
 
 
@@ -55,6 +57,11 @@ def test_the_watchdog_ends_what_stands_still(make_dac):
     until(lambda: not set(victims) & set(dac.processes()), "both killed", 8)
     until(lambda: len(dac.processes()) == 6, "both started again")
     assert answers(dac.port)[0]
+    by = dacctl(dac, "status", "--json")["restarts_by"]
+    assert by == {kind: {"killed": 0, "exited": 0, "watchdog": 1} for kind in ("worker", "recorder")}
+    text = dac.get_sync("/metrics")[1].decode()
+    assert 'dac_restarts_total{kind="recorder",reason="watchdog"} 1' in text
+    assert 'dac_restarts_total{kind="worker",reason="killed"} 0' in text
 
 
 def test_a_stopped_master_is_no_reason_to_kill_anybody(make_dac):

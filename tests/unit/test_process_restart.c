@@ -1,8 +1,9 @@
 /*
  * When a child that died is started again: at once, and from the third death in ten
- * seconds on after a growing delay.
+ * seconds on after a growing delay; and which reason is counted.
  */
 #include <check.h>
+#include <signal.h>
 #include <stdlib.h>
 
 #include "base/clock.h"
@@ -64,6 +65,29 @@ START_TEST(the_delay_has_a_bound)
 }
 END_TEST
 
+/* Statuses as waitpid() gives them: a signal's number, or an exit code times 256. */
+static const struct {
+    bool silenced;
+    int status;
+    enum restart_reason want;
+} ends[] = {
+    {false, SIGKILL, RESTART_KILLED},
+    {false, SIGSEGV | 0x80, RESTART_KILLED}, /* with a core dump */
+    {false, 0, RESTART_EXITED},
+    {false, 3 << 8, RESTART_EXITED},
+    {true, SIGKILL, RESTART_WATCHDOG},
+    {true, SIGABRT, RESTART_KILLED}, /* it died before the watchdog's signal came */
+    {true, 1 << 8, RESTART_EXITED},
+};
+
+START_TEST(a_death_has_a_reason)
+{
+    struct child c = {.kind = SLOT_WORKER, .silenced = ends[_i].silenced};
+
+    ck_assert_int_eq(supervise_restart_reason(&c, ends[_i].status), ends[_i].want);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("process_restart");
@@ -73,6 +97,7 @@ int main(void)
 
     tcase_add_loop_test(tc, delays_follow_deaths, 0, (int)DAC_ARRAY_LEN(cases));
     tcase_add_test(tc, the_delay_has_a_bound);
+    tcase_add_loop_test(tc, a_death_has_a_reason, 0, (int)DAC_ARRAY_LEN(ends));
     suite_add_tcase(s, tc);
     srunner_run_all(sr, CK_ENV);
     failed = srunner_ntests_failed(sr);
