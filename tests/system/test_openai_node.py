@@ -18,7 +18,8 @@ NODE = shutil.which("node", path=f"{ROOT}/.venv/bin:{os.environ['PATH']}")
 @pytest.mark.skipif(
     not NODE or not (MODULES / "openai").is_dir(), reason="Node or its openai package is missing"
 )
-async def test_stock_client(dac, mock):
+async def test_stock_client(make_dac, mock):
+    dac = make_dac({"provider perplexity": {"models": "sonar-pro, *"}})
     question = say(tokens=8, utf8=True, gap="2ms")
     process = await asyncio.create_subprocess_exec(
         NODE,
@@ -40,7 +41,7 @@ async def test_stock_client(dac, mock):
     assert [d["finish_reason"] for d in deltas if d["finish_reason"]] == ["stop"]
     assert got["chunks"][-1]["choices"] == []
     assert got["chunks"][-1]["usage"]["completion_tokens"] == 8
-    assert got["models"]
+    assert got["models"] == ["sonar-pro"]
     assert got["error"]["name"] == "BadRequestError" and got["error"]["status"] == 400
     assert "messages" in got["error"]["message"]
     assert got["brokenText"] and got["broken"] == "APIError" and "brokenEnded" not in got

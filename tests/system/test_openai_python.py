@@ -72,13 +72,14 @@ async def test_a_stream(dac, mock, include_usage):
 
 
 @pytest.mark.smoke
-async def test_models(dac, mock):
+async def test_models(make_dac, mock):
+    dac = make_dac({"provider perplexity": {"models": "sonar-pro, *"}})
     def ask():
         with client(dac) as c:
             return c.models.list().data
 
     models = await in_thread(ask)
-    assert models and models[0].object == "model" and models[0].owned_by
+    assert [(m.id, m.object, m.owned_by) for m in models] == [("sonar-pro", "model", "perplexity")]
 
 
 @pytest.mark.parametrize(
