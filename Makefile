@@ -21,6 +21,10 @@ override CONFIGURE_FLAGS += --enable-coverage
 else ifdef FUZZ
 BUILD := build/fuzz
 override CONFIGURE_FLAGS += --enable-sanitize CC=clang 'CFLAGS=-O1 -g -fsanitize=fuzzer-no-link'
+else ifdef TSAN
+BUILD := build/tsan
+# It does not know fences, and says so with a warning.
+override CONFIGURE_FLAGS += 'CFLAGS=-O1 -g -fno-omit-frame-pointer -fsanitize=thread -Wno-tsan'
 endif
 CONF := $(if $(filter build,$(BUILD)),.,$(BUILD))
 
@@ -38,7 +42,7 @@ say = @printf '  %-6s %s\n'
 endif
 
 # These need no configuration; what needs one they get by calling make again.
-FREE_GOALS := help deps clean distclean dist format check check-asan fuzz demo
+FREE_GOALS := help deps clean distclean dist format check check-asan check-tsan fuzz model demo
 ifneq ($(filter-out $(FREE_GOALS),$(or $(MAKECMDGOALS),all)),)
 include $(CONF)/config.mk
 endif
@@ -198,6 +202,18 @@ fuzz: deps ## feed the parsers junk, FUZZ_SECONDS=10 each (clang)
 
 run-fuzzers: $(FUZZERS)
 	@tools/run-fuzzers.sh $(or $(FUZZ_SECONDS),10) $(BUILD)/corpus $(FUZZERS)
+
+.PHONY: check-tsan run-tsan
+check-tsan: deps ## workers and recorder as threads of one process under ThreadSanitizer
+	+@$(MAKE) --no-print-directory BUILD=$(BUILD)/tsan TSAN=1 run-tsan
+
+run-tsan: $(BUILD)/tests/shm/test_threads
+	@TSAN_OPTIONS='halt_on_error=0 exitcode=66' tools/run-tests.sh tsan $(BUILD)/results $<
+
+.PHONY: model
+model: ## explore the models of shm/ exhaustively (spin), and find what is broken on purpose
+	@tools/install-deps.sh model-checker
+	@tests/model/run.sh $(BUILD)/model
 
 .PHONY: tests
 tests: all $(UNIT_TESTS) $(SHM_TESTS) ## build the test programs without running them

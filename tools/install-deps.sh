@@ -7,6 +7,7 @@
 #   tools/install-deps.sh demo       compiler and libraries, and the demo's Debian packages
 #   tools/install-deps.sh system     only the Debian packages of `check`
 #   tools/install-deps.sh venv       only .venv (Python and Node packages)
+#   tools/install-deps.sh model-checker   compiler and spin, for tests/model
 #   tools/install-deps.sh model      only .demo/llm; exits 3 where it cannot be had
 #
 # Debian's packages go into the system (as root, or by sudo); everything else stays in this
@@ -20,6 +21,7 @@ build_packages="build-essential autoconf pkg-config libevent-dev libcurl4-openss
 check_packages="$build_packages clang clang-format libclang-rt-14-dev cppcheck shellcheck
     sqlite3 curl jq openssl procps python3-venv"
 demo_packages="$build_packages sqlite3 curl jq openssl procps python3-venv libgomp1 libstdc++6"
+model_checker_packages="build-essential spin"
 node_packages="openai@7.57.0"
 
 say() {
@@ -135,6 +137,7 @@ check)
     ;;
 venv) install_venv ;;
 demo) install_packages "$demo_packages" ;;
+model-checker) install_packages "$model_checker_packages" ;;
 model) install_model ;;
 *)
     sed -n '2,/^set /{/^#/s/^# \{0,1\}//p;}' "$0" >&2
