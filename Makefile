@@ -196,6 +196,11 @@ check-system: all ## only the system tests; PYTEST_FLAGS='-k name -x' picks some
 	@tools/install-deps.sh venv
 	@tools/run-pytest.sh system $(BUILD) $(PYTEST_FLAGS)
 
+.PHONY: check-crash
+check-crash: all ## only the system tests of crash points (with CRASHPOINTS=1)
+	@tools/install-deps.sh venv
+	@tools/run-pytest.sh crash $(BUILD) -k every_crash_point $(PYTEST_FLAGS)
+
 .PHONY: fuzz run-fuzzers
 fuzz: deps ## feed the parsers junk, FUZZ_SECONDS=10 each (clang)
 	+@$(MAKE) --no-print-directory BUILD=$(BUILD)/fuzz FUZZ=1 run-fuzzers

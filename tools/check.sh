@@ -2,7 +2,8 @@
 # Builds and runs all tests, goes on after a failure, and ends with the totals.
 #
 #   tools/check.sh normal BUILD [PYTEST OPTION...]   programs as they ship; the shared-memory
-#                                                    tests with crash points, in BUILD/crash
+#                                                    tests and those that kill dacd at each
+#                                                    crash point are of BUILD/crash
 #   tools/check.sh asan BUILD [PYTEST OPTION...]     all in BUILD/asan, under ASan and UBSan;
 #                                                    of the system tests those marked smoke
 #                                                    (all of them with FULL=1)
@@ -33,11 +34,13 @@ normal)
     printf '== build\n'
     $build_with --no-print-directory "BUILD=$build" tests
     $build_with --no-print-directory "BUILD=$build/crash" CRASHPOINTS=1 tests
-    results="$build/results/unit $build/crash/results/shm $build/results/system"
+    results="$build/results/unit $build/crash/results/shm $build/results/system
+        $build/crash/results/crash"
     rm -f $results
     part check-unit "BUILD=$build"
     part check-shm "BUILD=$build/crash" CRASHPOINTS=1
     part check-system "BUILD=$build" "PYTEST_FLAGS=$*"
+    part check-crash "BUILD=$build/crash" CRASHPOINTS=1 "PYTEST_FLAGS=$*"
     ;;
 asan)
     only='-m smoke'
