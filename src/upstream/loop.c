@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "base/log.h"
+#include "upstream/h2_reset.h"
 #include "upstream/internal.h"
 
 /* Idle connections kept for reuse; above, the oldest is closed. */
@@ -188,6 +189,7 @@ static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *so
 
 enum dac_err loop_open(struct upstream *u)
 {
+    h2_reset_bind();
     if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)
         return DAC_E_NOMEM;
     u->multi = curl_multi_init();

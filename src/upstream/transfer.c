@@ -158,9 +158,12 @@ static enum dac_err set_connection(struct upstream_call *c)
         curl_easy_setopt(e, CURLOPT_NOPROXY, "*") != CURLE_OK ||
         curl_easy_setopt(e, CURLOPT_USERAGENT, "dac/" DAC_VERSION) != CURLE_OK)
         return DAC_E_NOMEM;
-    if (p->ca_file && p->ca_file[0] != '\0' &&
-        curl_easy_setopt(e, CURLOPT_CAINFO, p->ca_file) != CURLE_OK)
-        return DAC_E_NOMEM;
+    if (p->ca_file && p->ca_file[0] != '\0') {
+        /* Else the system's roots would be trusted as well. */
+        curl_easy_setopt(e, CURLOPT_CAPATH, NULL);
+        if (curl_easy_setopt(e, CURLOPT_CAINFO, p->ca_file) != CURLE_OK)
+            return DAC_E_NOMEM;
+    }
     return DAC_OK;
 }
 

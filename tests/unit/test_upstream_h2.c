@@ -55,6 +55,24 @@ START_TEST(calls_share_a_connection)
 }
 END_TEST
 
+/* Providers close connections on which many streams are reset. */
+START_TEST(complete_calls_are_not_reset)
+{
+    for (int round = 0; round < 5; round++) {
+        for (int i = 0; i < CALLS; i++) {
+            probe_free(&probes[i]);
+            memset(&probes[i], 0, sizeof(probes[i]));
+            probe_start(&probes[i], &caller, "text");
+        }
+        for (int i = 0; i < CALLS; i++)
+            caller_run_until(&caller, &probes[i].ended, 1);
+    }
+    caller_run(&caller, 50);
+    ck_assert_int_eq(atomic_load(&provider.accepted), 1);
+    ck_assert_int_eq(atomic_load(&provider.resets), 0);
+}
+END_TEST
+
 START_TEST(an_unknown_certificate_is_refused)
 {
     caller.provider.ca_file = NULL;
@@ -201,6 +219,7 @@ int main(void)
     tcase_set_timeout(tc, 60);
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_test(tc, calls_share_a_connection);
+    tcase_add_test(tc, complete_calls_are_not_reset);
     tcase_add_test(tc, an_unknown_certificate_is_refused);
     tcase_add_loop_test(tc, cancel_is_told_at_once, 0, (int)DAC_ARRAY_LEN(shared));
     tcase_add_test(tc, told_through_silent_siblings);

@@ -65,6 +65,7 @@ struct fake_provider {
     atomic_int accepted; /* connections, whatever came on them */
     atomic_int threads;
     atomic_int requests;
+    atomic_int resets; /* RST_STREAM frames */
     atomic_bool stop;
     _Atomic uint64_t closed_ns; /* when a connection was last seen closed */
     struct seen_request seen[SEEN_MAX];

@@ -121,9 +121,12 @@ static void respond(struct h2 *h, struct stream *st)
 static int on_frame(nghttp2_session *s, const nghttp2_frame *f, void *arg)
 {
     struct stream *st = nghttp2_session_get_stream_user_data(s, f->hd.stream_id);
+    struct h2 *h = arg;
 
-    if (st && (f->hd.flags & NGHTTP2_FLAG_END_STREAM))
-        respond(arg, st);
+    if (f->hd.type == NGHTTP2_RST_STREAM)
+        atomic_fetch_add(&h->c->p->resets, 1);
+    else if (st && (f->hd.flags & NGHTTP2_FLAG_END_STREAM))
+        respond(h, st);
     return 0;
 }
 
