@@ -390,11 +390,13 @@ enum dac_err index_recycle(struct shm *shm, struct flight_ref ref, enum recycle_
     return e;
 }
 
-bool index_valid(const struct shm *shm, uint32_t bucket, char *why, size_t n)
+bool index_chain_valid(const struct shm *shm, uint32_t bucket, uint32_t *length,
+                       char *why, size_t n)
 {
     uint32_t steps = 0;
     uint64_t newest = UINT64_MAX;
 
+    *length = 0;
     for (uint32_t at = atomic_load(&shm->buckets[bucket].head); at != 0;
          at = atomic_load(&flight_at(shm, at - 1)->next)) {
         if (at > shm->hdr->flight_count) {
@@ -415,6 +417,16 @@ bool index_valid(const struct shm *shm, uint32_t bucket, char *why, size_t n)
         }
         newest = atomic_load(&f->claim_seq);
     }
+    *length = steps;
+    return true;
+}
+
+bool index_valid(const struct shm *shm, uint32_t bucket, char *why, size_t n)
+{
+    uint32_t steps;
+
+    if (!index_chain_valid(shm, bucket, &steps, why, n))
+        return false;
     for (uint32_t i = 0; i < shm->hdr->flight_count; i++)
         if (atomic_load(&flight_at(shm, i)->bucket) == bucket + 1 && steps-- == 0) {
             snprintf(why, n, "flight %u says this bucket but is not in its chain", i);

@@ -76,7 +76,11 @@ enum dac_err index_recycle(struct shm *shm, struct flight_ref ref, enum recycle_
 uint32_t index_bucket_of(const struct shm *shm, const uint8_t key[SHM_KEY_SIZE]);
 /* Rebuilds one chain from the flights; under its lock. */
 void index_rebuild(struct shm *shm, uint32_t bucket);
-/* Checks one chain; on a quiet or dead segment only. */
+/* The first half of index_valid(): who is in the chain belongs there. *length: how many.
+ */
+bool index_chain_valid(const struct shm *shm, uint32_t bucket, uint32_t *length,
+                       char *why, size_t n);
+/* Checks one chain, and that nobody is missing; on a quiet or dead segment only. */
 bool index_valid(const struct shm *shm, uint32_t bucket, char *why, size_t n);
 
 #endif

@@ -1,7 +1,7 @@
 /*
- * dacctl: looks at a running instance from outside. It maps the segment read-only, so it
- * can disturb nobody, and needs no answer from anyone: it works on a service that stands
- * still.
+ * dacctl: looks at an instance from outside. It maps the segment read-only, so it can
+ * disturb nobody, and needs no answer from anyone: it works on a service that stands
+ * still, or is dead.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -19,10 +19,12 @@
 
 static const char usage[] =
     "Usage: dacctl [-n NAME] [--json] COMMAND\n"
-    "Looks at a running dacd from outside, read-only.\n"
+    "Looks at a dacd from outside, read-only.\n"
     "\n"
     "  status    processes, flights by state, memory, providers, counters\n"
     "  flights   one line per flight in memory\n"
+    "  check     every structure, of a dead instance's memory too: says what is wrong;\n"
+    "            exits 0: nothing, 1: something, 2: there was nothing to look at\n"
     "\n"
     "  -n, --name NAME  the instance ([server] name; default: the only one that runs)\n"
     "      --json       one JSON object instead of tables\n"
@@ -31,10 +33,12 @@ static const char usage[] =
 
 static const struct command {
     const char *name;
-    void (*run)(const struct shm *shm, bool json, struct buf *out);
+    int (*run)(struct shm *shm, const char *name, bool json, struct buf *out);
+    int no_segment; /* what to exit with if there is none to look at */
 } commands[] = {
-    {"status", dacctl_status},
-    {"flights", dacctl_flights},
+    {"status", dacctl_status, 1},
+    {"flights", dacctl_flights, 1},
+    {"check", dacctl_check, 2},
 };
 
 struct arguments {
@@ -122,19 +126,19 @@ static int run(const struct arguments *args, const char *name)
     struct buf out = BUF_INIT(OUTPUT_MAX);
     struct shm shm;
     char why[256] = "";
-    int rc = 0;
+    int rc;
 
     if (segment_attach(name, &shm, why, sizeof(why)) != DAC_OK) {
         fprintf(stderr, "dacctl: %s\n", why);
-        return 1;
+        return args->command->no_segment;
     }
-    args->command->run(&shm, args->json, &out);
+    rc = args->command->run(&shm, name, args->json, &out);
     if (out.failed) {
         fputs("dacctl: out of memory\n", stderr);
-        rc = 1;
+        rc = args->command->no_segment;
     } else if (fwrite(out.data, 1, out.len, stdout) != out.len || fflush(stdout) != 0) {
         fprintf(stderr, "dacctl: could not write: %s\n", strerror(errno));
-        rc = 1;
+        rc = args->command->no_segment;
     }
     buf_free(&out);
     segment_detach(&shm);
@@ -152,11 +156,11 @@ int main(int argc, char **argv)
     if (args.name) {
         if (strlen(args.name) >= sizeof(name) || strchr(args.name, '/')) {
             fprintf(stderr, "dacctl: \"%s\" is no name of an instance\n", args.name);
-            return 1;
+            return args.command->no_segment;
         }
         snprintf(name, sizeof(name), "%s", args.name);
     } else if (!only_instance(name, sizeof(name))) {
-        return 1;
+        return args.command->no_segment;
     }
     return run(&args, name);
 }

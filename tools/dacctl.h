@@ -1,7 +1,8 @@
 /*
  * dacctl's commands. Each looks at an attached, read-only segment and appends what it has
- * to say to `out`: a table for people, or one JSON object with `json`. They never show
- * what was asked or answered.
+ * to say to `out`: a table for people, or one JSON object with `json`; `name` is the
+ * file's in /dev/shm. They return what to exit with, and never show what was asked or
+ * answered.
  */
 #ifndef DAC_TOOLS_DACCTL_H
 #define DAC_TOOLS_DACCTL_H
@@ -11,7 +12,9 @@
 #include "base/bytes.h"
 #include "shm/segment.h"
 
-void dacctl_status(const struct shm *shm, bool json, struct buf *out);
-void dacctl_flights(const struct shm *shm, bool json, struct buf *out);
+int dacctl_status(struct shm *shm, const char *name, bool json, struct buf *out);
+int dacctl_flights(struct shm *shm, const char *name, bool json, struct buf *out);
+/* Puts a copy in the place of a dead segment, and brings that to rest. */
+int dacctl_check(struct shm *shm, const char *name, bool json, struct buf *out);
 
 #endif

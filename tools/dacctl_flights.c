@@ -132,10 +132,12 @@ static void json_line(const struct shm *shm, const struct flight_copy *c, bool f
     }
 }
 
-void dacctl_flights(const struct shm *shm, bool json, struct buf *out)
+int dacctl_flights(struct shm *shm, const char *name, bool json, struct buf *out)
 {
     struct flight_copy c;
     bool first = true;
+
+    (void)name;
 
     if (json)
         buf_puts(out, "{\"flights\":[");
@@ -156,4 +158,5 @@ void dacctl_flights(const struct shm *shm, bool json, struct buf *out)
         buf_puts(out, "]}\n");
     else if (first)
         buf_puts(out, "(none)\n");
+    return 0;
 }

@@ -275,10 +275,12 @@ static void json_status(const struct shm *shm, struct buf *out)
     buf_puts(out, "}}\n");
 }
 
-void dacctl_status(const struct shm *shm, bool json, struct buf *out)
+int dacctl_status(struct shm *shm, const char *name, bool json, struct buf *out)
 {
+    (void)name;
     if (json)
         json_status(shm, out);
     else
         text_status(shm, out);
+    return 0;
 }
