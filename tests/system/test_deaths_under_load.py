@@ -83,9 +83,10 @@ async def load(dac, seconds, clients):
 
 
 async def all_free_again(dac, mock):
-    """Nothing runs any more; with their time all flights, blocks and permits are free."""
+    """Nothing runs any more; with their time all flights, blocks and permits are free. A recorder
+    that dies again and again frees some in each of its lives, with a growing delay between them."""
     status = {}
-    for _ in range(100):
+    for _ in range(600):
         status = dacctl(dac, "status", "--json")
         if status["flights"]["free"] == status["flights"]["total"]:
             break
@@ -97,7 +98,7 @@ async def all_free_again(dac, mock):
     await mock.wait(active=0)
 
 
-SHORT = {"flight": {"result_ttl": "200ms", "error_ttl": "200ms"}}
+SHORT = {"flight": {"result_ttl": "200ms", "error_ttl": "200ms", "reconnect_grace": "500ms"}}
 
 
 @pytest.mark.limit(120)
