@@ -81,7 +81,8 @@ async def some_flights(dac):
 
 
 def flights(dac):
-    return {f["state"]: f["flight"] for f in dacctl(dac, "flights", "--json")["flights"] if f["kind"] == "turn"}
+    listed = dacctl(dac, "flights", "--json")["flights"]
+    return {f["state"]: f["flight"] for f in listed if f["kind"] == "turn"}
 
 
 @pytest.mark.smoke
