@@ -117,6 +117,7 @@ struct upstream {
     struct call_list links[UPSTREAM_LINK_BUCKETS]; /* by local port */
     struct json_tokener *tokener;
     struct buf scratch;
+    struct buf unescaped;
     uint64_t warned_ns;
 };
 

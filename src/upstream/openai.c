@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "upstream/chunk.h"
 #include "upstream/dialect.h"
 #include "upstream/outcome.h"
 
@@ -116,6 +117,7 @@ static int64_t count_of(struct json_object *usage, const char *name)
     return n < 0 ? -1 : n;
 }
 
+/* Counts that come with text are of the answer so far: the last ones count. */
 static void read_usage(struct reader *r, struct json_object *usage)
 {
     struct upstream_usage u = {
@@ -124,7 +126,8 @@ static void read_usage(struct reader *r, struct json_object *usage)
         .total_tokens = count_of(usage, "total_tokens"),
     };
 
-    if (u.prompt_tokens >= 0 || u.completion_tokens >= 0 || u.total_tokens >= 0)
+    if (r->finished &&
+        (u.prompt_tokens >= 0 || u.completion_tokens >= 0 || u.total_tokens >= 0))
         reader_usage(r, &u);
 }
 
@@ -147,6 +150,26 @@ static void read_chunk(struct reader *r, struct json_object *chunk)
         read_usage(r, v);
 }
 
+/* The usual chunk; false: nothing was done. */
+static bool read_text_chunk(struct reader *r, const struct sse_event *ev)
+{
+    struct chunk c;
+
+    if (r->finished || !chunk_scan(ev->data, ev->len, &c))
+        return false;
+    if (c.citations && !reader_has_sources(r, c.citations, c.citations_len))
+        return false;
+    if (!c.escaped) {
+        reader_text(r, c.text, c.text_len);
+        return true;
+    }
+    buf_reset(r->unescaped);
+    if (!chunk_unescape(r->unescaped, c.text, c.text_len) || r->unescaped->failed)
+        return false;
+    reader_text(r, r->unescaped->data, r->unescaped->len);
+    return true;
+}
+
 static bool is_done(const struct sse_event *ev)
 {
     size_t n = ev->len;
@@ -156,11 +179,27 @@ static bool is_done(const struct sse_event *ev)
     return n == 6 && memcmp(ev->data, "[DONE]", 6) == 0;
 }
 
+static void read_general_chunk(struct reader *r, const struct sse_event *ev)
+{
+    struct json_object *chunk = reader_parse(r, ev->data, ev->len);
+    const char *error;
+    struct chunk c;
+
+    if (!chunk)
+        return;
+    error = outcome_error_text(chunk);
+    if (error) {
+        reader_fail(r, "provider_error", "the provider reported an error", error);
+    } else {
+        read_chunk(r, chunk);
+        if (chunk_scan(ev->data, ev->len, &c) && c.citations)
+            reader_keep_sources(r, c.citations, c.citations_len);
+    }
+    json_object_put(chunk);
+}
+
 static void read_event(struct reader *r, const struct sse_event *ev)
 {
-    struct json_object *chunk;
-    const char *error;
-
     if (is_done(ev)) {
         r->done = true;
         return;
@@ -168,15 +207,8 @@ static void read_event(struct reader *r, const struct sse_event *ev)
     if (ev->len == 0)
         return;
     r->events++;
-    chunk = reader_parse(r, ev->data, ev->len);
-    if (!chunk)
-        return;
-    error = outcome_error_text(chunk);
-    if (error)
-        reader_fail(r, "provider_error", "the provider reported an error", error);
-    else
-        read_chunk(r, chunk);
-    json_object_put(chunk);
+    if (!read_text_chunk(r, ev))
+        read_general_chunk(r, ev);
 }
 
 const struct dialect dialect_openai = {

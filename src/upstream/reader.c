@@ -9,10 +9,14 @@
 #include "base/json.h"
 #include "upstream/outcome.h"
 
+#define SOURCES_MAX (UINT64_C(64) << 10)
+
 void reader_reset(struct reader *r)
 {
     json_object_put(r->citations);
-    *r = (struct reader){.tokener = r->tokener, .scratch = r->scratch};
+    buf_free(&r->sources);
+    *r = (struct reader){
+        .tokener = r->tokener, .scratch = r->scratch, .unescaped = r->unescaped};
 }
 
 bool reader_open(const struct reader *r)
@@ -99,6 +103,19 @@ void reader_citations(struct reader *r, struct json_object *list)
     r->citations = json_object_get(list);
     if (r->ops->on_citations && put_json(r, list))
         r->ops->on_citations(r->arg, r->scratch->data, r->scratch->len);
+}
+
+bool reader_has_sources(const struct reader *r, const char *s, size_t n)
+{
+    return r->citations && r->sources.len == n && memcmp(r->sources.data, s, n) == 0;
+}
+
+void reader_keep_sources(struct reader *r, const char *s, size_t n)
+{
+    buf_reset(&r->sources);
+    r->sources.max = SOURCES_MAX;
+    if (buf_append(&r->sources, s, n) != DAC_OK)
+        buf_reset(&r->sources);
 }
 
 void reader_usage(struct reader *r, const struct upstream_usage *u)

@@ -30,12 +30,14 @@ struct reader {
     const char *key; /* never quoted; NULL: none. Borrowed */
     char finish_reason[32];
     struct json_object *citations; /* last ones given to the caller; a reference */
+    struct buf sources;            /* the same as they stood in the chunk */
     struct json_tokener *tokener;  /* borrowed: shared by all calls of a worker */
     struct buf *scratch;           /* borrowed: the same */
+    struct buf *unescaped;         /* borrowed: the same */
     struct upstream_end end;       /* set with `failed` */
 };
 
-/* Forgets the stream; drops the reference. */
+/* Forgets the stream; drops what it owns, keeps what it borrows. */
 void reader_reset(struct reader *r);
 /* Whether events are still wanted. */
 bool reader_open(const struct reader *r);
@@ -46,6 +48,10 @@ void reader_reasoning(struct reader *r, const char *s, size_t n);
 void reader_tool(struct reader *r, struct json_object *calls);
 /* An array; given on if it differs from the last one. */
 void reader_citations(struct reader *r, struct json_object *list);
+/* Whether these bytes are the array that was kept last, and keeping one: what comes in
+ * each chunk again need not be read again. */
+bool reader_has_sources(const struct reader *r, const char *s, size_t n);
+void reader_keep_sources(struct reader *r, const char *s, size_t n);
 void reader_usage(struct reader *r, const struct upstream_usage *u);
 void reader_finish(struct reader *r, const char *reason);
 /* The provider, or its stream, is at fault. `quote`: the provider's own words or NULL. */

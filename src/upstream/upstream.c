@@ -72,6 +72,7 @@ static struct upstream_call *call_new(struct upstream *u)
     c->auth = BUF_INIT(KEEP_BYTES);
     c->reader.tokener = u->tokener;
     c->reader.scratch = &u->scratch;
+    c->reader.unescaped = &u->unescaped;
     sse_decoder_init(&c->sse, SSE_EVENT_MAX);
     c->easy = curl_easy_init();
     if (!c->easy || evtimer_assign(&c->timer, u->base, call_timer, c) != 0) {
@@ -159,6 +160,7 @@ enum dac_err upstream_new(struct event_base *base, struct upstream **out)
     for (size_t i = 0; i < UPSTREAM_LINK_BUCKETS; i++)
         TAILQ_INIT(&u->links[i]);
     u->scratch = BUF_INIT(SCRATCH_MAX);
+    u->unescaped = BUF_INIT(SCRATCH_MAX);
     u->tokener = json_tokener_new_ex(JSON_DEPTH_MAX);
     e = u->tokener ? loop_open(u) : DAC_E_NOMEM;
     if (e != DAC_OK) {
@@ -191,6 +193,7 @@ void upstream_free(struct upstream *u)
     if (u->tokener)
         json_tokener_free(u->tokener);
     buf_free(&u->scratch);
+    buf_free(&u->unescaped);
     free(u);
 }
 

@@ -6,12 +6,14 @@
  *
  *   clang -std=c17 -D_GNU_SOURCE -g -O1 -fsanitize=fuzzer,address,undefined -Isrc -I. \
  *       tests/fuzz/fuzz_sse_decoder.c src/upstream/sse_decoder.c src/upstream/reader.c \
- *       src/upstream/openai.c src/upstream/outcome.c src/base/[a-z]*.c -ljson-c -lcurl
+ *       src/upstream/openai.c src/upstream/chunk.c src/upstream/outcome.c \
+ *       src/base/[a-z]*.c -ljson-c -lcurl
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/json.h"
+#include "upstream/chunk.h"
 #include "upstream/dialect.h"
 
 #define EVENT_MAX 4096
@@ -37,6 +39,46 @@ static void mix(struct sum *s, const void *data, size_t n)
     s->digest = (s->digest ^ n) * 1099511628211u;
 }
 
+static struct json_object *get(struct json_object *o, const char *name)
+{
+    struct json_object *v = NULL;
+
+    if (json_object_is_type(o, json_type_object))
+        json_object_object_get_ex(o, name, &v);
+    return v;
+}
+
+/* What the quick way takes must be what json-c finds. */
+static void compare_ways(const struct sse_event *ev)
+{
+    struct json_tokener *t;
+    struct json_object *o;
+    struct json_object *text;
+    struct chunk c;
+    struct buf plain = BUF_INIT(1 << 16);
+
+    if (!chunk_scan(ev->data, ev->len, &c) ||
+        !chunk_unescape(&plain, c.text, c.text_len)) {
+        buf_free(&plain);
+        return;
+    }
+    t = json_tokener_new_ex(JSON_DEPTH_MAX);
+    json_tokener_set_flags(t, JSON_TOKENER_STRICT);
+    o = json_tokener_parse_ex(t, ev->data, (int)ev->len);
+    require(o && json_tokener_get_error(t) == json_tokener_success);
+    require(!get(o, "error") && json_object_array_length(get(o, "choices")) == 1);
+    text = json_object_array_get_idx(get(o, "choices"), 0);
+    require(!get(text, "finish_reason"));
+    text = get(get(text, "delta"), "content");
+    require(json_object_is_type(text, json_type_string));
+    require((size_t)json_object_get_string_len(text) == plain.len);
+    require(plain.len == 0 ||
+            memcmp(json_object_get_string(text), plain.data, plain.len) == 0);
+    json_object_put(o);
+    json_tokener_free(t);
+    buf_free(&plain);
+}
+
 static bool on_event(void *arg, const struct sse_event *ev)
 {
     struct sum *s = arg;
@@ -44,6 +86,8 @@ static bool on_event(void *arg, const struct sse_event *ev)
     mix(s, ev->name, strlen(ev->name));
     mix(s, ev->data, ev->len);
     s->events++;
+    if (s->reader)
+        compare_ways(ev);
     if (s->reader && reader_open(s->reader))
         dialect_openai.read_event(s->reader, ev);
     return true;
@@ -77,7 +121,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct buf scratch = BUF_INIT(1 << 20);
-    struct reader r = {.ops = &ops, .key = "sk-12345678", .scratch = &scratch};
+    struct buf unescaped = BUF_INIT(1 << 20);
+    struct reader r = {
+        .ops = &ops, .key = "sk-12345678", .scratch = &scratch, .unescaped = &unescaped};
     struct sum whole = {.reader = &r};
     struct sum parts = {.reader = NULL};
     struct upstream_end end;
@@ -98,5 +144,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     reader_reset(&r);
     json_tokener_free(t);
     buf_free(&scratch);
+    buf_free(&unescaped);
     return 0;
 }

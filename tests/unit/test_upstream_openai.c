@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "upstream/chunk.h"
 #include "upstream/dialect.h"
 #include "upstream/outcome.h"
 
@@ -22,6 +23,7 @@ struct seen {
     struct buf log; /* "t:text;" and so on */
     struct reader reader;
     struct buf scratch;
+    struct buf unescaped;
     bool mute_at_text;
 };
 
@@ -78,6 +80,8 @@ static struct seen *seen_new(void)
 
     s->log = BUF_INIT(65536);
     s->scratch = BUF_INIT(65536);
+    s->unescaped = BUF_INIT(65536);
+    s->reader.unescaped = &s->unescaped;
     s->reader.tokener = json_tokener_new_ex(JSON_DEPTH_MAX);
     json_tokener_set_flags(s->reader.tokener, JSON_TOKENER_STRICT);
     s->reader.scratch = &s->scratch;
@@ -94,6 +98,7 @@ static void seen_free(struct seen *s)
     json_tokener_free(t);
     buf_free(&s->log);
     buf_free(&s->scratch);
+    buf_free(&s->unescaped);
     free(s);
 }
 
@@ -145,11 +150,25 @@ static const struct {
      "tool:[{\"index\":0,\"id\":\"a\",\"function\":{\"name\":\"f\",\"arguments\":"
      "\"{\\\"x\\\"\"}}];"},
     {"usage and null",
-     "{\"choices\":[],\"usage\":null}\n"
+     STOP
+     "\n{\"choices\":[],\"usage\":null}\n"
      "{\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2,"
      "\"total_tokens\":3}}\n{\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":-4}}\n"
      "{\"usage\":{\"prompt_tokens\":\"x\"}}",
      "u:1,2,3;u:7,-1,-1;"},
+    {"usage so far",
+     "{\"choices\":[{\"delta\":{\"content\":\"a\"}}],\"usage\":{\"total_tokens\":1}}\n"
+     "{\"choices\":[{\"delta\":{\"content\":\"b\"},\"finish_reason\":\"stop\"}],"
+     "\"usage\":{\"total_tokens\":2}}",
+     "t:a;t:b;u:-1,-1,2;"},
+    {"the same sources in each chunk",
+     "{\"citations\":[\"u\"],\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n"
+     "{\"citations\":[\"u\"],\"choices\":[{\"delta\":{\"content\":\"b\"}}]}\n"
+     "{\"citations\": [ \"u\" ],\"choices\":[{\"delta\":{\"content\":\"c\"}}]}\n"
+     "{\"citations\":[\"u\",\"v\"],\"choices\":[{\"delta\":{\"content\":\"d\"}}]}\n"
+     "{\"citations\":[\"u\",\"v\"],\"choices\":[{\"delta\":{\"content\":\"e\"}}]}",
+     "c:[\"u\"];t:a;t:b;t:c;c:[\"u\",\"v\"];t:d;t:e;"},
+    {"escapes", D("a\\n\\\"\\\\\\/\\t"), "t:a\n\"\\/\t;"},
     {"citations, once",
      "{\"citations\":[\"u1\"],\"choices\":[]}\n{\"citations\":[\"u1\"]}\n"
      "{\"citations\":[]}\n{\"citations\":[\"u1\",\"u2\"]}",
@@ -201,6 +220,103 @@ START_TEST(muted_in_a_callback)
            "\"tool_calls\":[{}]}}],\"usage\":{\"total_tokens\":1}}\n" D("c"));
     ck_assert_str_eq(buf_cstr(&s->log), "t:a;");
     seen_free(s);
+}
+END_TEST
+
+/* --- the quick way --------------------------------------------------------------------
+ */
+
+#define C(members) "{\"choices\":[{" members "}]}"
+
+static const struct {
+    const char *chunk;
+    bool quick;
+    const char *text;
+} chunks[] = {
+    {D("abc"), true, "abc"},
+    {D(""), true, ""},
+    {D("a\\n\\u00e4"), true, "a\\n\\u00e4"},
+    {" { \"choices\" : [ { \"delta\" : { \"content\" : \"a\" } } ] } ", true, "a"},
+    {"{\"id\":1,\"o\":{\"a\":[1,-2.5e+3,true,false,null,\"x\"]},\"choices\":[{\"index\":"
+     "0,"
+     "\"delta\":{\"role\":\"assistant\",\"content\":\"a\",\"tool_calls\":null},"
+     "\"logprobs\":"
+     "null,\"finish_reason\":null}],\"usage\":null,\"error\":null}",
+     true, "a"},
+    {"{\"object\":\"chat.completion.chunk\",\"choices\":[{\"delta\":{\"content\":\"a\"}}]"
+     ","
+     "\"usage\":{\"total_tokens\":3}}",
+     true, "a"},
+    {C("\"delta\":{\"content\":null}"), false, ""},
+    {C("\"delta\":{\"content\":[]}"), false, ""},
+    {C("\"delta\":null"), false, ""},
+    {C("\"index\":1,\"delta\":{\"content\":\"a\"}"), false, ""},
+    {C("\"index\":0.5,\"delta\":{\"content\":\"a\"}"), false, ""},
+    {C("\"delta\":{\"content\":\"a\",\"reasoning\":\"b\"}"), false, ""},
+    {C("\"delta\":{\"content\":\"a\",\"refusal\":\"b\"}"), false, ""},
+    {C("\"delta\":{\"content\":\"a\",\"tool_calls\":[]}"), false, ""},
+    {C("\"delta\":{\"content\":\"a\",\"content\":\"b\"}"), false, ""},
+    {C("\"delta\":{\"content\":\"a\"},\"delta\":{}"), false, ""},
+    {C("\"delta\":{\"content\":\"a\"},\"finish_reason\":\"stop\""), false, ""},
+    {C("\"delta\":{\"cont\\u0065nt\":\"a\"}"), false, ""},
+    {"{\"choices\":[{\"delta\":{\"content\":\"a\"}},{}]}", false, ""},
+    {"{\"choices\":[]}", false, ""},
+    {"{\"error\":{},\"choices\":[{\"delta\":{\"content\":\"a\"}}]}", false, ""},
+    {"{\"object\":\"error\",\"choices\":[{\"delta\":{\"content\":\"a\"}}]}", false, ""},
+    {D("a") "x", false, ""},
+    {D("a") "}", false, ""},
+    {D("a\tb"), false, ""},
+    {D("a\\x"), false, ""},
+    {D("a\\u12g4"), false, ""},
+    {"{\"a\":01,\"choices\":[{\"delta\":{\"content\":\"a\"}}]}", false, ""},
+    {"{\"a\":1.,\"choices\":[{\"delta\":{\"content\":\"a\"}}]}", false, ""},
+    {"{\"a\":NaN,\"choices\":[{\"delta\":{\"content\":\"a\"}}]}", false, ""},
+    {"{\"a\":1,,\"choices\":[{\"delta\":{\"content\":\"a\"}}]}", false, ""},
+    {"{\"a\":[1,],\"choices\":[{\"delta\":{\"content\":\"a\"}}]}", false, ""},
+    {"{'a':1,\"choices\":[{\"delta\":{\"content\":\"a\"}}]}", false, ""},
+    {"[]", false, ""},
+    {"", false, ""},
+};
+
+START_TEST(takes_the_quick_way)
+{
+    struct chunk c;
+    size_t n = strlen(chunks[_i].chunk);
+    char *copy = malloc(n + 1);
+
+    memcpy(copy, chunks[_i].chunk, n);
+    ck_assert_msg(chunk_scan(copy, n, &c) == chunks[_i].quick, "%s", chunks[_i].chunk);
+    if (chunks[_i].quick) {
+        ck_assert_uint_eq(c.text_len, strlen(chunks[_i].text));
+        ck_assert_int_eq(memcmp(c.text, chunks[_i].text, c.text_len), 0);
+        for (size_t k = 0; k < n; k++) { /* no part of it is taken */
+            char *part = malloc(k + 1);
+            memcpy(part, copy, k);
+            if (memchr("} \n", copy[n - 1], 3) && strspn(copy + k, " ") != n - k)
+                ck_assert(!chunk_scan(part, k, &c));
+            free(part);
+        }
+    }
+    free(copy);
+}
+END_TEST
+
+START_TEST(deep_chunks_go_the_general_way)
+{
+    struct buf b = BUF_INIT(4096);
+    struct chunk c;
+
+    for (int depth = 10; depth < 60; depth += 40) {
+        buf_reset(&b);
+        buf_puts(&b, "{\"a\":");
+        for (int i = 0; i < depth; i++)
+            buf_putc(&b, '[');
+        for (int i = 0; i < depth; i++)
+            buf_putc(&b, ']');
+        buf_puts(&b, ",\"choices\":[{\"delta\":{\"content\":\"a\"}}]}");
+        ck_assert_int_eq(chunk_scan(b.data, b.len, &c), depth == 10);
+    }
+    buf_free(&b);
 }
 END_TEST
 
@@ -477,6 +593,8 @@ int main(void)
 
     tcase_add_loop_test(tc, reads_events, 0, (int)DAC_ARRAY_LEN(answers));
     tcase_add_test(tc, muted_in_a_callback);
+    tcase_add_loop_test(tc, takes_the_quick_way, 0, (int)DAC_ARRAY_LEN(chunks));
+    tcase_add_test(tc, deep_chunks_go_the_general_way);
     tcase_add_loop_test(tc, ends_honestly, 0, (int)DAC_ARRAY_LEN(ends));
     tcase_add_test(tc, content_has_a_limit);
     tcase_add_test(tc, strange_reasons_become_words);
