@@ -158,7 +158,7 @@ enum dac_err encode_records(struct local_flight *lf, struct blocklog_cursor *c,
                           .content = content};
     uint64_t start = c->offset;
     struct blocklog_record r;
-    enum dac_err e;
+    enum dac_err e = DAC_E_AGAIN;
 
     buf_reset(&fl->text);
     while (c->offset - start < PASS_BYTES && (*content & CONTENT_RESET) == 0 &&
