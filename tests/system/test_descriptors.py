@@ -42,8 +42,9 @@ async def test_max_connections_holds_over_all_workers(make_dac, workers):
     clients = await crowd(dac, 60)
     await asyncio.sleep(0.6)
     served = sum(procs.connections(p, dac.port) for p in dac.workers())
-    # Each worker knows the others' number as of their last accept; a handful may slip through.
-    assert 30 <= served <= 30 + 4 * (workers - 1), served
+    # Each worker knows the others' number as of their last accept; a handful may slip through. One
+    # that the start's probe has closed may still be on its way out.
+    assert 30 <= served <= 31 + 4 * (workers - 1), served
     for c in clients[:55]:
         c.close()
     await asyncio.sleep(0.5)
