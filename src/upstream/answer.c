@@ -75,6 +75,18 @@ static void head_begins(struct upstream_call *c)
     c->retry_after_ms = 0;
 }
 
+/* A request is not sent again once there is an answer; a long one need not be kept. */
+static void drop_request(struct upstream_call *c)
+{
+    curl_off_t sent = 0;
+
+    curl_easy_getinfo(c->easy, CURLINFO_SIZE_UPLOAD_T, &sent);
+    if ((size_t)sent < c->body.len)
+        return;
+    curl_easy_setopt(c->easy, CURLOPT_POSTFIELDS, NULL);
+    buf_free(&c->body);
+}
+
 static void head_ends(struct upstream_call *c)
 {
     long status = 0;
@@ -93,6 +105,7 @@ static void head_ends(struct upstream_call *c)
         }
     } else if (c->event_stream) {
         c->kind = BODY_STREAM;
+        drop_request(c);
         if (c->reader.ops->on_accepted)
             c->reader.ops->on_accepted(c->reader.arg);
     } else if (c->json) {
