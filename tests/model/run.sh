@@ -47,7 +47,7 @@ explore() {
         # shellcheck disable=SC2086 # lists of words
         spin "$@" -a "$here/$model.pml" >spin.out 2>&1 &&
             ${CC:-cc} "$optimise" -w $mode -DMEMLIM=$memory_mb -o pan pan.c &&
-            timeout "$seconds" ./pan -m1000000 $run >pan.out 2>&1
+            timeout "$seconds" ./pan -m100000 $run >pan.out 2>&1
     ) || :
     took=$((($(date +%s%N) - begun) / 1000000))
     states=$(sed -n 's/^ *\([0-9.e+]*\) states, stored.*/\1/p' "$dir/pan.out" 2>/dev/null |
@@ -80,7 +80,7 @@ holds() {
     head -n 12 "$dir/pan.out" || :
     if [ -f "$dir/$model.pml.trail" ]; then
         shift 2
-        (cd "$dir" && spin "$@" -t -p "$here/$model.pml" | tail -n 120)
+        (cd "$dir" && spin "$@" -k "$model.pml.trail" -p "$here/$model.pml" | tail -n 120)
     fi
 }
 
