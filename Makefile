@@ -215,6 +215,11 @@ check-tsan: deps ## workers and recorder as threads of one process under ThreadS
 run-tsan: $(BUILD)/tests/shm/test_threads
 	@TSAN_OPTIONS='halt_on_error=0 exitcode=66' tools/run-tests.sh tsan $(BUILD)/results $<
 
+.PHONY: torture
+torture: all ## random deaths under a mixed load (KILLS=200 SEED=number)
+	@tools/install-deps.sh venv
+	@DAC_BUILD=$(BUILD) .venv/bin/python tests/torture/torture.py --kills $(or $(KILLS),200) $(if $(SEED),--seed $(SEED))
+
 .PHONY: model
 model: ## explore the models of shm/ exhaustively (spin), and find what is broken on purpose
 	@tools/install-deps.sh model-checker
