@@ -25,7 +25,7 @@
  *   BROKEN_SWEEP_FREES      the sweep frees a claim that is indexed already
  */
 #ifndef DEATHS
-#define DEATHS 1
+#define DEATHS 2
 #endif
 #define WORKERS  3 /* 0 and 1 ask, 2 attaches */
 #define RECORDER 3

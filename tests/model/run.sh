@@ -13,8 +13,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 build=${1:-build/model}
 [ $# -eq 0 ] || shift
 models=${*:-$(cd "$here" && printf '%s ' *.pml | sed 's/\.pml//g')}
-memory_mb=1500
-seconds=100
+memory_mb=1600
+seconds=200
 failed=0
 started=$(date +%s)
 
@@ -101,6 +101,10 @@ for model in $models; do
     wake)
         holds wake deaths
         holds wake stalls -DSTALL
+        ;;
+    takeover)
+        holds takeover deaths
+        holds takeover heirs -DWORKERS=3 -DDEATHS=1
         ;;
     *) holds "$model" deaths ;;
     esac
