@@ -89,10 +89,13 @@ struct member {
     bool tail_sent;  /* its `end` went out */
     uint64_t arrived_ns;
     uint64_t last_sent_ns;
-    bool broken;      /* it heard of a generation that is no more, and can't begin anew */
-    bool reset_first; /* it resumes from a generation that is no more */
-    uint64_t skip_bytes; /* of answer text that it has already, when it resumes */
-    uint64_t hit_ttl_ns; /* of a hit: what is left of the TTL */
+    bool broken;  /* it heard of a generation that is no more, and can't begin anew */
+    bool resumed; /* the two below are set */
+    uint16_t begin_generation; /* of the ids that it starts with */
+    uint64_t begin;            /* where the answer that it knows begins in the log */
+    bool reset_first;          /* it resumes from a generation that is no more */
+    uint64_t skip_bytes;       /* of answer text that it has already, when it resumes */
+    uint64_t hit_ttl_ns;       /* of a hit: what is left of the TTL */
     /* Of a LAGGING member. */
     struct blocklog_cursor cursor;
     struct position at;

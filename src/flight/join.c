@@ -444,26 +444,48 @@ static enum dac_err attach(struct flights *fl, const struct id *turn, const char
     return DAC_OK;
 }
 
-/* Answer bytes that are in the log, of the present generation. */
-static uint64_t text_so_far(struct local_flight *lf)
+/* The present answer: what stands behind the last RESET. The flight's word does not say
+ * which that is: it is a generation ahead until RESET is published, and for good when the
+ * recorder ended an orphan. */
+struct present {
+    uint64_t begin;
+    uint64_t text_bytes;
+    uint16_t generation; /* of that RESET, 0 without one */
+    uint16_t newest;     /* of the records behind it: a takeover before the first content
+                          * needs     no RESET, and its ids go on */
+};
+
+static struct present find_present(struct local_flight *lf)
 {
+    struct present p = {0};
     struct blocklog_cursor c;
     struct blocklog_record r;
-    struct position at;
-    uint64_t n = 0;
 
-    cursor_begin(lf, &c, &at);
+    blocklog_rewind(&c, lf->ref);
     while (blocklog_peek(lf->fl->shm, &c, &r) == DAC_OK) {
-        if (r.type == RECORD_DELTA)
-            n += r.len;
         blocklog_next(lf->fl->shm, &c, &r);
+        if (r.type == RECORD_RESET)
+            p = (struct present){
+                .begin = c.offset, .generation = r.generation, .newest = r.generation};
+        else if (r.type == RECORD_DELTA)
+            p.text_bytes += r.len;
+        if (r.generation > p.newest)
+            p.newest = r.generation;
     }
-    return n;
+    return p;
+}
+
+/* Whether what the client has is of the present answer. */
+static bool is_of(const struct resume_from *from, const struct present *p)
+{
+    return !from->has_generation ||
+           (from->generation >= p->generation && from->generation <= p->newest);
 }
 
 /* Adds a member that asked nothing itself. */
 static enum dac_err add_attached(struct local_flight *lf, const struct dialect *dialect,
-                                 const struct resume_from *from, struct http_exchange *ex)
+                                 const struct resume_from *from,
+                                 const struct present *present, struct http_exchange *ex)
 {
     struct flight_word w = flight_load(lf->fl->shm, lf->ref.index);
     struct member *m = member_new(ex, dialect);
@@ -472,10 +494,17 @@ static enum dac_err add_attached(struct local_flight *lf, const struct dialect *
         local_settle(lf);
         return DAC_E_NOMEM;
     }
-    if (from && from->has_generation && from->generation != w.generation)
+    if (from && !is_of(from, present))
         m->reset_first = true;
     else if (from)
         m->skip_bytes = from->text_bytes;
+    if (from) {
+        m->resumed = true;
+        m->begin = present->begin;
+        m->begin_generation = from->has_generation && !m->reset_first
+                                  ? from->generation
+                                  : present->generation;
+    }
     m->first_sent = m->skip_bytes > 0;
     member_join(m, lf, flight_state_ended(w.state) ? JOIN_HIT : JOIN_FOLLOWER);
     return DAC_OK;
@@ -491,7 +520,7 @@ enum dac_err flights_attach(struct flights *fl, const struct id *turn, const cha
     if (e != DAC_OK)
         return e;
     lf->running = true;
-    e = add_attached(lf, dialect, NULL, ex);
+    e = add_attached(lf, dialect, NULL, NULL, ex);
     if (e == DAC_OK && cancel) {
         flight_ask_cancel(fl->shm, lf->ref.index);
         wake_owner(fl->shm, lf->ref.index);
@@ -513,14 +542,13 @@ enum dac_err flights_resume(struct flights *fl, const struct id *turn, const cha
 
     if (e != DAC_OK)
         return e;
-    uint16_t generation = flight_load(fl->shm, lf->ref.index).generation;
-    bool same = !from->has_generation || from->generation == generation;
-    if (same && from->text_bytes > text_so_far(lf)) {
+    struct present present = find_present(lf);
+    if (is_of(from, &present) && from->text_bytes > present.text_bytes) {
         local_settle(lf);
         return DAC_E_TOO_LARGE;
     }
     lf->running = true;
-    e = add_attached(lf, dialect, from, ex);
+    e = add_attached(lf, dialect, from, &present, ex);
     lf->running = false;
     local_schedule(lf);
     return e;

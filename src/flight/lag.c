@@ -275,8 +275,11 @@ bool lag_run(struct member *m, int *budget)
         member_begin(m);
         struct buf *b = &lf->fl->piece;
         piece_begin(b);
+        /* A resumed client has that much: its next Last-Event-ID must say so, too. */
+        struct position at = {.generation = m->at.generation,
+                              .text_bytes = m->at.text_bytes + m->skip_bytes};
         if (m->dialect->open)
-            m->dialect->open(&lf->view, m, m->at, b);
+            m->dialect->open(&lf->view, m, at, b);
         else if (!lf->content_seen && m->dialect->comment)
             m->dialect->comment(b);
         member_send(m, b);
@@ -291,6 +294,12 @@ void audience_enter(struct member *m)
     int budget = 2;
 
     cursor_begin(lf, &m->cursor, &m->at);
+    if (m->resumed) {
+        /* What it has belongs to this answer; if a newer one began meanwhile it is told
+         * so. */
+        blocklog_seek(&m->cursor, lf->ref, m->begin);
+        m->at.generation = m->begin_generation;
+    }
     if (m->dialect->stream && m->dialect->eager)
         lag_run(m, &budget);
 }

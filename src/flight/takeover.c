@@ -45,6 +45,7 @@ static bool anyone_can(const struct local_flight *lf)
 struct remains {
     bool content; /* something of the answer, since the last RESET */
     bool has_request;
+    uint64_t begin;              /* behind the last RESET, 0: there is none */
     struct turn_request request; /* owned */
 };
 
@@ -74,6 +75,8 @@ static enum dac_err read_remains(struct local_flight *lf, struct remains *out)
             out->content = true;
         }
         blocklog_next(fl->shm, &c, &r);
+        if (r.type == RECORD_RESET)
+            out->begin = c.offset;
     }
     return e == DAC_E_AGAIN ? DAC_OK : e;
 }
@@ -99,6 +102,10 @@ static void ask_again(struct local_flight *lf, struct remains *left,
     struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
     uint32_t provider = atomic_load(&f->provider);
     enum dac_err e = left->content ? log_reset(lf, w) : DAC_OK;
+
+    /* Whoever wrote that RESET may have died before it said where readers begin. */
+    if (!left->content && left->begin > atomic_load(&f->start))
+        atomic_store_explicit(&f->start, left->begin, memory_order_release);
 
     atomic_store_explicit(&f->first_token_ns, 0, memory_order_relaxed);
     atomic_store_explicit(&f->fetch_ns, 0, memory_order_relaxed);

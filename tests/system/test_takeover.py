@@ -124,6 +124,23 @@ async def test_the_setting_fail_takes_nothing_over(make_dac, mock):
     assert await mock.calls() == 1
 
 
+async def test_resuming_what_the_recorder_ended_needs_no_reset(make_dac, mock):
+    dac = make_dac({"flight": {"on_fetcher_death": "fail", "error_ttl": "5s"}})
+    dac.allow_log.append(r"worker|signal")
+    thread = await dac.thread()
+    question = say(tokens=10, token_size=SIZE, barrier="hold@4")
+    streams = await listeners(dac, thread, question, 12, 4)
+    turn = streams[0].one("meta").data["turn_id"]
+    os.kill(fetcher(dac, mock), signal.SIGKILL)
+    await gather(*[s.rest() for s in streams])
+    await dac.stored_turns(1)
+    headers = {"x-org-id": "org_demo", "Last-Event-ID": f"0-{SIZE * 3}"}
+    s = await Stream.open("127.0.0.1", dac.port, f"/api/turns/{turn}/stream", headers, method="GET")
+    await s.rest()
+    assert not s.named("reset") and s.text == (await mock.text(question))[SIZE * 3 : SIZE * 4]
+    assert s.one("error").data["code"] == "fetcher_died"
+
+
 async def test_after_takeover_max_it_is_a_clear_error(make_dac, mock):
     dac = make_dac({"flight": {"takeover_max": "2"}}, workers=6)
     dac.allow_log.append(r"worker|signal")
@@ -259,6 +276,7 @@ async def test_positions_to_resume_from(dac, mock):
         for by in ["header", "query"]:
             s = await (await resume(position, by)).rest()
             assert (s.status, s.text) == (200, rest), (position, by)
+            assert s.one("meta").id == f"0-{len(text) - len(rest)}"  # it can be cut off again here
             assert s.one("done").id == f"0-{len(text)}"
     s = await (await resume("7-16")).rest()
     assert s.one("reset").data["generation"] == 0 and s.text == text
