@@ -225,7 +225,7 @@ def main():
         try:
             asyncio.run(torture.run())
         finally:
-            dac.kill_all()
+            dac.stop(check=False)
             mock.stop()
     for name, n in sorted(torture.count.items()):
         print(f"  {name:20} {n}")
