@@ -6,6 +6,7 @@ import pytest
 
 from lib import procs
 from lib.asks import ask, gather
+from lib.dacd import BUILD
 from lib.provider import say
 
 SHAPE = {
@@ -90,6 +91,11 @@ async def test_counters_survive_the_death_of_a_worker(dac, mock):
     assert (await dac.performance())["turns"] == 20
 
 
+# AddressSanitizer keeps freed memory back for a while, so growth says nothing there.
+SANITIZED = (BUILD / "dacd").exists() and b"__asan_init" in (BUILD / "dacd").read_bytes()
+
+
+@pytest.mark.skipif(SANITIZED, reason="memory is measured in the plain build")
 @pytest.mark.limit(100)
 async def test_nothing_grows(dac, mock):
     """2,000 turns with as many model names: the text of /metrics and the memory stay."""
