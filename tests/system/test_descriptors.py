@@ -41,10 +41,15 @@ async def test_max_connections_holds_over_all_workers(make_dac, workers):
     dac = make_dac({"server": {"max_connections": 30}}, workers=workers)
     clients = await crowd(dac, 60)
     await asyncio.sleep(0.6)
-    served = sum(procs.connections(p, dac.port) for p in dac.workers())
-    # Each worker knows the others' number as of their last accept; a handful may slip through. One
-    # that the start's probe has closed may still be on its way out.
-    assert 30 <= served <= 31 + 4 * (workers - 1), served
+    # Each worker knows the others' number as of their last accept; a handful may slip through. The
+    # connection of the start's probe may still be closing, so the number may take a moment to settle;
+    # the crowd stays, so one served too many would not go away.
+    for _ in range(20):
+        served = sum(procs.connections(p, dac.port) for p in dac.workers())
+        if served <= 30 + 4 * (workers - 1):
+            break
+        await asyncio.sleep(0.1)
+    assert 30 <= served <= 30 + 4 * (workers - 1), served
     for c in clients[:55]:
         c.close()
     await asyncio.sleep(0.5)
