@@ -199,7 +199,7 @@ check-system: all ## only the system tests; PYTEST_FLAGS='-k name -x' picks some
 .PHONY: check-crash
 check-crash: all ## only the system tests of crash points (with CRASHPOINTS=1)
 	@tools/install-deps.sh venv
-	@tools/run-pytest.sh crash $(BUILD) -k every_crash_point $(PYTEST_FLAGS)
+	@tools/run-pytest.sh crash $(BUILD) -m crashpoints $(PYTEST_FLAGS)
 
 .PHONY: fuzz run-fuzzers
 fuzz: deps ## feed the parsers junk, FUZZ_SECONDS=10 each (clang)

@@ -6,10 +6,12 @@
 
 #ifdef DAC_CRASHPOINTS
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char *role; /* what this process is; NULL: none yet, nothing fires */
 
@@ -27,6 +29,18 @@ static bool wanted(const char *at, const char *name, unsigned long *pass)
     return true;
 }
 
+/* Whether this is the first process of all that creates the file; true without one. */
+static bool first_of_all(const char *file)
+{
+    if (!file)
+        return true;
+    int fd = open(file, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return false;
+    close(fd);
+    return true;
+}
+
 void crash_point(const char *name)
 {
     static unsigned long passes;
@@ -37,7 +51,7 @@ void crash_point(const char *name)
 
     if (!at || !role || (only && strcmp(only, role) != 0) || !wanted(at, name, &pass))
         return;
-    if (++passes == pass)
+    if (++passes == pass && first_of_all(getenv("DAC_CRASH_ONCE")))
         raise(how && strcmp(how, "STOP") == 0 ? SIGSTOP : SIGKILL);
 }
 

@@ -4,7 +4,8 @@
  *
  * DAC_CRASH_AT="name" or "name:N" kills the process with SIGKILL at its N-th pass
  * (default 1); DAC_CRASH_SIGNAL=STOP stops it instead. DAC_CRASH_ROLE limits it to
- * "worker", "recorder".
+ * "worker", "recorder"; DAC_CRASH_ONCE names a file, and only the process that creates it
+ * is hit.
  */
 #ifndef DAC_SHM_CRASH_H
 #define DAC_SHM_CRASH_H

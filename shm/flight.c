@@ -29,7 +29,7 @@ static const unsigned may_move[FLIGHT_STATE_COUNT] = {
                         TO(FLIGHT_DONE) | TO(FLIGHT_FAILED) | TO(FLIGHT_CANCELLED),
     [FLIGHT_STREAMING] =
         TO(FLIGHT_ORPHANED) | TO(FLIGHT_DONE) | TO(FLIGHT_FAILED) | TO(FLIGHT_CANCELLED),
-    [FLIGHT_ORPHANED] = TO(FLIGHT_QUEUED) | TO(FLIGHT_FETCHING),
+    [FLIGHT_ORPHANED] = TO(FLIGHT_CLAIMED) | TO(FLIGHT_FETCHING),
     [FLIGHT_DONE] = TO(FLIGHT_FREE),
     [FLIGHT_FAILED] = TO(FLIGHT_FREE),
     [FLIGHT_CANCELLED] = TO(FLIGHT_FREE),
@@ -115,6 +115,7 @@ static void flight_reset(struct shm_flight *f)
     atomic_store_explicit(&f->tail, 0, memory_order_relaxed);
     atomic_store_explicit(&f->stored, STORED_NO, memory_order_relaxed);
     atomic_store_explicit(&f->requests, 0, memory_order_relaxed);
+    atomic_store_explicit(&f->declined, 0, memory_order_relaxed);
     atomic_store_explicit(&f->first_block, 0, memory_order_relaxed);
     atomic_store_explicit(&f->block_count, 0, memory_order_relaxed);
     atomic_store_explicit(&f->next, 0, memory_order_relaxed);
@@ -210,6 +211,28 @@ enum dac_err flight_adopt(struct shm *shm, struct flight_ref ref, enum flight_st
         return DAC_E_STATE;
     CRASH_POINT("adopt_after");
     return DAC_OK;
+}
+
+bool flight_decline(struct shm *shm, uint32_t index, bool declined)
+{
+    shm_u64 *word = &flight_at(shm, index)->declined;
+    uint64_t bit = UINT64_C(1) << shm->self;
+
+    if (((atomic_load_explicit(word, memory_order_acquire) & bit) != 0) == declined)
+        return false;
+    if (declined)
+        atomic_fetch_or_explicit(word, bit, memory_order_acq_rel);
+    else
+        atomic_fetch_and_explicit(word, ~bit, memory_order_acq_rel);
+    return true;
+}
+
+bool flight_all_declined(const struct shm *shm, uint32_t index)
+{
+    const struct shm_flight *f = flight_at(shm, index);
+    uint64_t declined = atomic_load_explicit(&f->declined, memory_order_acquire);
+
+    return (flight_readers(shm, index) & ~declined) == 0;
 }
 
 bool flight_ask_cancel(struct shm *shm, uint32_t index)

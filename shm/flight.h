@@ -1,10 +1,12 @@
 /*
  * The flight's word, moved by one compare-and-swap, and what hangs on it.
  *
- *   FREE -> CLAIMED -> QUEUED -> FETCHING -> STREAMING -> DONE | FAILED | CANCELLED ->
- * FREE QUEUED | FETCHING | STREAMING, owner reaped -> ORPHANED -> taken over | ended by
- * recorder CLAIMED, owner reaped -> FREE where nobody could see it, else ORPHANED ->
- * ended
+ *   FREE -> CLAIMED -> QUEUED -> FETCHING -> STREAMING -> DONE | FAILED | CANCELLED
+ *   DONE | FAILED | CANCELLED -> FREE
+ *   CLAIMED, not indexed, owner reaped -> FREE
+ *   CLAIMED | QUEUED | FETCHING | STREAMING, owner reaped -> ORPHANED
+ *   ORPHANED -> CLAIMED by a reader that takes it over | FETCHING by the recorder that
+ * ends it
  *
  * Only the owner moves a flight on. Everyone else asks (flight_ask_cancel) and wakes it.
  */
@@ -79,6 +81,11 @@ void flight_unclaim(struct shm *shm, struct flight_ref ref);
 /* An ORPHANED flight for this process: generation + 1, state `to`. One caller wins. */
 enum dac_err flight_adopt(struct shm *shm, struct flight_ref ref,
                           enum flight_state to) DAC_CHECK;
+/* A reader of an ORPHANED flight says that it cannot take it over, or that it can after
+ * all. True if that is news; the caller then wakes the recorder. */
+bool flight_decline(struct shm *shm, uint32_t index, bool declined);
+/* Whether none of its readers can take it over; also if there are none. */
+bool flight_all_declined(const struct shm *shm, uint32_t index);
 /* Ends the present use: FREE, incarnation + 1, all its blocks are free. The caller holds
  * the bucket's lock, or the flight is not indexed. `from` is the word last seen. */
 enum dac_err flight_release(struct shm *shm, uint32_t index,

@@ -150,7 +150,8 @@ static bool usable(const struct shm_flight *f, struct flight_word w,
                ended + atomic_load_explicit(&f->result_ttl_ns, memory_order_relaxed);
     }
     *role = JOIN_FAILURE;
-    return w.state == FLIGHT_FAILED && req->now_ns < ended + req->error_ttl_ns;
+    return w.state == FLIGHT_FAILED && (asked & FLIGHT_CLOSED) == 0 &&
+           req->now_ns < ended + req->error_ttl_ns;
 }
 
 static void set_reader(struct shm *shm, struct shm_flight *f)

@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #define SHM_MAGIC          UINT64_C(0x3153544847494c46) /* "FLIGHTS1" */
-#define SHM_LAYOUT_VERSION 3u
+#define SHM_LAYOUT_VERSION 4u
 #define SHM_SLOTS          64u
 #define SHM_NO_SLOT        UINT32_C(0xff)
 #define SHM_WORKERS_MAX    28u
@@ -158,7 +158,9 @@ enum flight_stored {
 
 /* Bits of shm_flight.requests: asked of the owner by anyone; rmw. */
 #define FLIGHT_ASK_CANCEL UINT32_C(1) /* someone said stop */
-#define FLIGHT_CLOSED     UINT32_C(2) /* abandoned: takes no more joiners; under the lock */
+#define FLIGHT_CLOSED                                                                    \
+    UINT32_C(2) /* takes no more joiners: abandoned, under the lock; or its owner died   \
+                 * before the question was logged */
 
 struct shm_flight {
     /* {state:8, owner slot:8, generation:16, incarnation:32}; cas. Incarnation grows when
@@ -173,6 +175,8 @@ struct shm_flight {
     shm_u32 block_count; /* blocks it has taken, a hint [W: owner; taken out at FREE] */
     shm_u32 bucket;      /* bucket + 1 where it is indexed, 0: nowhere; under the lock */
     shm_u32 next;        /* flight + 1 in the bucket's chain; under the lock */
+    shm_u64 declined;    /* while ORPHANED: slots of readers that cannot take it over; rmw
+                          * [each its own bit; master: zero before it is orphaned] */
     /* The following are written by the owner in CLAIMED, before indexing, unless noted.
      */
     SHM_ALIGNED uint8_t key[SHM_KEY_SIZE];

@@ -90,6 +90,7 @@ static void sweep_owned(struct shm *shm, uint32_t index, struct flight_word w,
     orphan.owner = SHM_NO_SLOT;
     uint64_t expected = flight_pack(w);
     atomic_store(&f->lost_ns, clock_now_ns());
+    atomic_store(&f->declined, 0); /* nobody owns it, nobody has seen it orphaned */
     if (atomic_compare_exchange_strong(&f->word, &expected, flight_pack(orphan))) {
         found->orphaned++;
         wake_recorder(shm, index);
@@ -127,6 +128,8 @@ struct slot_sweep slot_sweep(struct shm *shm, uint32_t slot)
         struct flight_word w = flight_load(shm, i);
         if (w.owner == slot && w.state >= FLIGHT_CLAIMED && w.state <= FLIGHT_STREAMING)
             sweep_owned(shm, i, w, &found);
+        if (atomic_load(&shm->flights[i].declined) & bit)
+            atomic_fetch_and(&shm->flights[i].declined, ~bit);
         if ((atomic_load(&shm->flights[i].readers) & bit) == 0)
             continue;
         found.reader_of++;

@@ -426,6 +426,8 @@ bool audience_run(struct local_flight *lf, int *budget)
     }
     if (!lf->pass_next)
         all = others_run(lf, budget) && all;
+    if (lf->question && lf->cursor.offset > 0)
+        takeover_drop_question(lf);
     takeover_try(lf);
     lf->running = false;
     return all;

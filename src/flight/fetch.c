@@ -16,6 +16,7 @@
 
 #include "base/clock.h"
 #include "flight/internal.h"
+#include "shm/crash.h"
 #include "shm/pacer.h"
 #include "shm/wake.h"
 
@@ -308,6 +309,7 @@ static enum dac_err log_request(struct fetch *f)
     struct buf b = BUF_INIT(32u << 20);
     enum dac_err e = turn_request_write(&f->request, &b);
 
+    CRASH_POINT("question_before");
     if (e == DAC_OK)
         e = blocklog_append(f->lf->fl->shm, &f->writer, RECORD_REQUEST, b.data,
                             (uint32_t)b.len);

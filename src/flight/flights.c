@@ -76,6 +76,7 @@ static void local_free(struct local_flight *lf)
         turn_result_free(lf->result);
         free(lf->result);
     }
+    takeover_drop_question(lf);
     free(lf);
 }
 

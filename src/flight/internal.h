@@ -86,6 +86,9 @@ struct local_flight {
     struct turn_result
         *result;         /* the whole flight, read once for JSON answers; or NULL */
     struct fetch *fetch; /* this worker owns the flight; or NULL */
+    /* Owned: the question as a follower brought it, while it is not in the log; or NULL.
+     */
+    struct turn_request *question;
 };
 
 enum fetch_phase {
@@ -238,6 +241,11 @@ bool fetch_retry(struct fetch *f, const struct upstream_end *end);
 void fetch_free(struct fetch *f);
 
 /* takeover.c */
+/* A follower joined before the leader had logged the question: takes it over, to be able
+ * to go on in the leader's place. Without memory it is not kept. */
+void takeover_keep_question(struct local_flight *lf, struct turn_request *question);
+/* The question is in the log now, or the flight is let go. */
+void takeover_drop_question(struct local_flight *lf);
 /* If the flight is orphaned and a client here can begin anew: tries to own it. */
 void takeover_try(struct local_flight *lf);
 

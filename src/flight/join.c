@@ -304,6 +304,8 @@ static enum dac_err try_join(struct flights *fl, struct member *m, struct ask *a
     member_join(m, lf, jr.role);
     if (jr.role == JOIN_LEADER)
         lead(lf, &jr, ask);
+    else if (jr.role == JOIN_FOLLOWER && ask->kind == FLIGHT_TURN)
+        takeover_keep_question(lf, &ask->request);
     lf->running = false;
     local_schedule(lf);
     return DAC_OK;

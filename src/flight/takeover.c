@@ -3,14 +3,15 @@
  *
  *   the master reaps and sweeps, the flight is ORPHANED, every reader is woken
  *   -> a worker with a client that can begin anew adopts it: one compare-and-swap,
- * generation + 1
- *   -> something of the answer in the log: RESET, and readers begin behind it
+ *      generation + 1, CLAIMED; the others say that they cannot
+ *   -> no question in the log: it logs the one that its own client brought
+ *      something of the answer in the log: RESET, and readers begin behind it
  *   -> asked again, with a permit and a token like any call
  *
  * Who can begin anew: a dialect that knows a reset, or a client that has got nothing of
  * the answer yet. If there is none, if END is in the log already, if the setting says
  * fail, or if it happened too often, nobody adopts it, and the recorder ends it as
- * incomplete.
+ * incomplete, at once when all readers have said that they cannot.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -118,7 +119,8 @@ static void ask_again(struct local_flight *lf, struct remains *left,
     local_schedule(lf);
 }
 
-/* Nothing to ask again with: it died before its question was in the log. */
+/* Ended without a question, or behind a chain of blocks that is broken: then END cannot
+ * be written, and its readers find that out themselves. */
 static void end_failed(struct local_flight *lf, struct blocklog_writer *w)
 {
     struct record_end end = {.status = TURN_FAILED,
@@ -131,14 +133,15 @@ static void end_failed(struct local_flight *lf, struct blocklog_writer *w)
     snprintf(end.message, sizeof end.message,
              "the process that fetched this answer died");
     atomic_store(&flight_at(shm, lf->ref.index)->ended_ns, clock_now_ns());
-    DAC_ASSERT(blocklog_append(shm, w, RECORD_END, &end, sizeof end) == DAC_OK);
+    if (!w || blocklog_append(shm, w, RECORD_END, &end, sizeof end) != DAC_OK)
+        log_error(0, "flight %u: its log is damaged", lf->ref.index);
     DAC_ASSERT(flight_advance(shm, lf->ref, FLIGHT_FAILED) == DAC_OK);
     wake_recorder(shm, lf->ref.index);
     wake_readers(shm, lf->ref.index);
     local_schedule(lf);
 }
 
-/* The flight is ours now, QUEUED: whatever is wrong from here on ends it. */
+/* The flight is ours now, CLAIMED: whatever is wrong from here on ends it. */
 static void take_over(struct local_flight *lf)
 {
     struct shm *shm = lf->fl->shm;
@@ -146,15 +149,46 @@ static void take_over(struct local_flight *lf)
     struct blocklog_writer w;
     struct remains left;
 
-    /* Only a broken chain of blocks can fail here. The worker ends, the flight is
-     * orphaned once more, and after takeover_max the recorder says so. */
-    DAC_ASSERT(blocklog_open(shm, lf->ref, &w) == DAC_OK);
+    if (blocklog_open(shm, lf->ref, &w) != DAC_OK) {
+        end_failed(lf, NULL);
+        return;
+    }
     enum dac_err e = read_remains(lf, &left);
-    if (e == DAC_OK && left.has_request && provider < lf->fl->config->provider_count)
-        ask_again(lf, &left, &w);
-    else
+    if (e != DAC_OK || provider >= lf->fl->config->provider_count) {
         end_failed(lf, &w);
+    } else if (left.has_request) {
+        DAC_ASSERT(flight_advance(shm, lf->ref, FLIGHT_QUEUED) == DAC_OK);
+        ask_again(lf, &left, &w);
+    } else if (lf->question) {
+        shm_count(shm, SHM_C_takeovers, 1);
+        fetch_new(lf, &w, lf->question, provider);
+        takeover_drop_question(lf);
+    } else {
+        end_failed(lf, &w);
+    }
     turn_request_free(&left.request);
+}
+
+void takeover_keep_question(struct local_flight *lf, struct turn_request *question)
+{
+    const shm_u64 *tail = &flight_at(lf->fl->shm, lf->ref.index)->tail;
+
+    if (lf->question || atomic_load_explicit(tail, memory_order_acquire) > 0)
+        return;
+    lf->question = malloc(sizeof *lf->question);
+    if (!lf->question)
+        return;
+    *lf->question = *question;
+    turn_request_init(question);
+}
+
+void takeover_drop_question(struct local_flight *lf)
+{
+    if (!lf->question)
+        return;
+    turn_request_free(lf->question);
+    free(lf->question);
+    lf->question = NULL;
 }
 
 /* Whether this worker has read the log to its end, and END was not there. */
@@ -162,8 +196,23 @@ static bool is_unfinished(const struct local_flight *lf)
 {
     const struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
     return !lf->end_seen && !lf->pass_next &&
-           lf->cursor.offset == atomic_load_explicit(&f->tail, memory_order_acquire) &&
-           atomic_load(&f->kind) == FLIGHT_TURN &&
+           lf->cursor.offset == atomic_load_explicit(&f->tail, memory_order_acquire);
+}
+
+static bool can_ask(const struct local_flight *lf)
+{
+    return (lf->question || lf->cursor.offset > 0) && anyone_can(lf);
+}
+
+/* Whether anybody at all may take it over; if not, the recorder ends it by itself. */
+static bool may_be_taken(const struct local_flight *lf, struct flight_word w)
+{
+    const struct config *config = lf->fl->config;
+    const struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
+
+    return w.state == FLIGHT_ORPHANED && w.incarnation == lf->ref.incarnation &&
+           config->on_fetcher_death == CONFIG_DEATH_RESTART &&
+           w.generation < config->takeover_max && atomic_load(&f->kind) == FLIGHT_TURN &&
            (atomic_load(&f->requests) & FLIGHT_ASK_CANCEL) == 0;
 }
 
@@ -172,11 +221,14 @@ void takeover_try(struct local_flight *lf)
     struct flights *fl = lf->fl;
     struct flight_word w = flight_load(fl->shm, lf->ref.index);
 
-    if (w.state != FLIGHT_ORPHANED || lf->fetch || fl->cutting ||
-        fl->config->on_fetcher_death != CONFIG_DEATH_RESTART ||
-        w.generation >= fl->config->takeover_max || !is_unfinished(lf) || !anyone_can(lf))
+    if (lf->fetch || !may_be_taken(lf, w))
         return;
-    if (flight_adopt(fl->shm, lf->ref, FLIGHT_QUEUED) != DAC_OK)
+    bool able = can_ask(lf) && !fl->cutting;
+    if (flight_decline(fl->shm, lf->ref.index, !able))
+        wake_recorder(fl->shm, lf->ref.index);
+    if (!able || !is_unfinished(lf))
+        return;
+    if (flight_adopt(fl->shm, lf->ref, FLIGHT_CLAIMED) != DAC_OK)
         return;
     CRASH_POINT("takeover_adopted");
     log_info(0, "flight %u: taken over, generation %u", lf->ref.index, w.generation + 1u);

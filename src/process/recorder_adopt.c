@@ -2,8 +2,9 @@
  * Ends flights whose fetcher died:
  *
  *   END is in the log            only the state is moved on: what was ended well stays so
- *   a question, no END           END {incomplete, fetcher_died}: stored with what had
- * come no question, or a thread     END {failed, fetcher_died}: there is nothing to store
+ *   a question, no END           END {incomplete, fetcher_died}: stored with what came
+ *   no question, or a thread     END {failed, fetcher_died}: there is nothing to store,
+ * and newcomers lead anew
  *
  * Adopting comes first, by one compare-and-swap; if this recorder dies between two steps,
  * the flight is orphaned again and the next recorder begins anew. Recorder only.
@@ -64,8 +65,9 @@ static enum dac_err append_end(struct recorder *r, struct flight_ref ref,
     return blocklog_append(r->shm, &w, RECORD_END, end, sizeof(*end));
 }
 
-/* A flight may yet be taken over: by a worker that reads it, at once, or by a client that
- * comes back or comes new within reconnect_grace. */
+/* A flight may yet be taken over: by a worker that reads it, which says so if it cannot,
+ * or by a client that comes back or comes new within reconnect_grace. Its question is in
+ * the log, or its readers have it. */
 bool recorder_leaves_orphan(struct recorder *r, uint32_t flight, struct flight_word w)
 {
     const struct config *cfg = r->ctx->config;
@@ -73,9 +75,10 @@ bool recorder_leaves_orphan(struct recorder *r, uint32_t flight, struct flight_w
     struct flight_ref ref = {.index = flight, .incarnation = w.incarnation};
     struct flight_note *note = &r->notes[flight];
     uint64_t now = clock_now_ns();
+    bool unread = flight_readers(r->shm, flight) == 0;
     bool over;
 
-    if (flight_readers(r->shm, flight) == 0) {
+    if (unread) {
         note->orphan_read_ns = 0;
         over = now > atomic_load(&f->lost_ns) + cfg->reconnect_grace_ns;
     } else {
@@ -83,14 +86,15 @@ bool recorder_leaves_orphan(struct recorder *r, uint32_t flight, struct flight_w
             note->orphan_read_ns = now;
             note->orphan_word = flight_pack(w);
         }
-        over = now > note->orphan_read_ns + TAKEOVER_WAIT_NS;
+        over = now > note->orphan_read_ns + TAKEOVER_WAIT_NS ||
+               flight_all_declined(r->shm, flight);
     }
     if (over || cfg->on_fetcher_death != CONFIG_DEATH_RESTART ||
         w.generation >= cfg->takeover_max || atomic_load(&f->requests) != 0 ||
         r->stopping_ns != 0)
         return false;
     struct log_view view = view_log(r, ref);
-    return view.has_request && !view.has_end;
+    return !view.has_end && (view.has_request || !unread);
 }
 
 bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word w)
@@ -116,6 +120,8 @@ bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word
         else if (e != DAC_OK)
             return false; /* no block is free: the next tick tries again */
     }
+    if (!view.has_request)
+        atomic_fetch_or(&f->requests, FLIGHT_CLOSED);
     CRASH_POINT("recorder_end_written");
     if (atomic_load(&f->ended_ns) == 0)
         atomic_store(&f->ended_ns, clock_now_ns());

@@ -12,6 +12,7 @@ from lib.provider import Provider
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "smoke: also run under sanitizers by make check-asan")
+    config.addinivalue_line("markers", "crashpoints: of a build with --enable-crashpoints")
     config.addinivalue_line("markers", "limit(seconds): time limit of an async test, default 60")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

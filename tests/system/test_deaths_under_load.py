@@ -112,6 +112,7 @@ async def test_promises_are_kept_and_nothing_leaks(make_dac, mock):
     assert (await dac.ask_stream(thread, say("And now, kumquat?", tokens=3))).one("done")
 
 
+@pytest.mark.crashpoints
 @pytest.mark.parametrize("role", ["worker", "recorder"])
 @pytest.mark.parametrize("point", crash_points())
 @pytest.mark.limit(120)

@@ -111,6 +111,25 @@ async def test_a_dialect_without_a_reset_gets_an_error(make_dac, mock):
     assert turn["status"] == "incomplete"
 
 
+async def test_who_cannot_begin_anew_is_told_at_once(make_dac, mock):
+    """The readers say that they cannot, so that nobody waits for one who could: the best of three
+    is far below the recorder's patience with readers that say nothing."""
+    dac = make_dac()
+    dac.allow_log.append(r"worker|signal")
+    waited = []
+    for n in range(3):
+        question = say(f"Kumquat {n}?", tokens=10, token_size=SIZE, barrier=f"hold{n}@4")
+        streams = [await dac.open_chat(question) for _ in range(24)]
+        for s in streams:
+            while len(s.chat_text) < SIZE * 4:
+                assert await s.next() is not None
+        began = asyncio.get_running_loop().time()
+        os.kill(fetcher(dac, mock), signal.SIGKILL)
+        await gather(*[s.rest() for s in streams])
+        waited.append(asyncio.get_running_loop().time() - began)
+    assert min(waited) < 0.4, waited
+
+
 async def test_the_setting_fail_takes_nothing_over(make_dac, mock):
     dac = make_dac({"flight": {"on_fetcher_death": "fail"}})
     dac.allow_log.append(r"worker|signal")

@@ -59,7 +59,7 @@ END_TEST
 static const char *const moves[FLIGHT_STATE_COUNT] = {
     [FLIGHT_FREE] = ".x.......",      [FLIGHT_CLAIMED] = "x.x..xxxx",
     [FLIGHT_QUEUED] = "...x.x.xx",    [FLIGHT_FETCHING] = "..x.xxxxx",
-    [FLIGHT_STREAMING] = ".....xxxx", [FLIGHT_ORPHANED] = "..xx.....",
+    [FLIGHT_STREAMING] = ".....xxxx", [FLIGHT_ORPHANED] = ".x.x.....",
     [FLIGHT_DONE] = "x........",      [FLIGHT_FAILED] = "x........",
     [FLIGHT_CANCELLED] = "x........",
 };
@@ -239,14 +239,47 @@ START_TEST(one_adopter_wins)
     struct flight_ref wrong = {.index = ref.index, .incarnation = ref.incarnation + 1};
     ck_assert_int_eq(flight_adopt(&shm, wrong, FLIGHT_FETCHING), DAC_E_STATE);
     shm.self = other;
-    ck_assert_int_eq(flight_adopt(&shm, ref, FLIGHT_QUEUED), DAC_OK);
+    ck_assert_int_eq(flight_adopt(&shm, ref, FLIGHT_CLAIMED), DAC_OK);
     shm.self = me;
-    ck_assert_int_eq(flight_adopt(&shm, ref, FLIGHT_QUEUED), DAC_E_STATE);
+    ck_assert_int_eq(flight_adopt(&shm, ref, FLIGHT_CLAIMED), DAC_E_STATE);
     w = flight_load(&shm, ref.index);
-    ck_assert_int_eq(w.state, FLIGHT_QUEUED);
+    ck_assert_int_eq(w.state, FLIGHT_CLAIMED);
     ck_assert_uint_eq(w.owner, other);
     ck_assert_uint_eq(w.generation, 1);
     ck_assert_uint_eq(w.incarnation, ref.incarnation);
+}
+END_TEST
+
+/* The recorder ends an orphan as soon as each of its readers has said that it cannot. */
+START_TEST(readers_decline_an_orphan)
+{
+    struct flight_ref ref;
+
+    ck_assert_int_eq(flight_claim(&shm, &ref), DAC_OK);
+    ck_assert(flight_all_declined(&shm, ref.index)); /* nobody reads it */
+    atomic_store(&flight_at(&shm, ref.index)->readers, UINT64_C(1) << me | UINT64_C(1)
+                                                                               << other);
+    ck_assert(!flight_all_declined(&shm, ref.index));
+    ck_assert(!flight_decline(&shm, ref.index, false));
+    ck_assert(flight_decline(&shm, ref.index, true));
+    ck_assert(!flight_decline(&shm, ref.index, true)); /* no news */
+    ck_assert(!flight_all_declined(&shm, ref.index));
+    shm.self = other;
+    ck_assert(flight_decline(&shm, ref.index, true));
+    ck_assert(flight_all_declined(&shm, ref.index));
+    ck_assert(flight_decline(&shm, ref.index, false)); /* a newcomer can */
+    ck_assert(!flight_all_declined(&shm, ref.index));
+    ck_assert(flight_decline(&shm, ref.index, true));
+    shm.self = me;
+
+    /* A swept slot's word is nobody's, and neither is it its successor's in the slot. */
+    slot_sweep(&shm, other);
+    ck_assert_uint_eq(atomic_load(&flight_at(&shm, ref.index)->declined), UINT64_C(1)
+                                                                              << me);
+    atomic_store(&flight_at(&shm, ref.index)->readers, 0);
+    flight_unclaim(&shm, ref);
+    ck_assert_int_eq(flight_claim(&shm, &ref), DAC_OK);
+    ck_assert_uint_eq(atomic_load(&flight_at(&shm, ref.index)->declined), 0);
 }
 END_TEST
 
@@ -425,6 +458,7 @@ int main(void)
     tcase_add_test(t, new_use_inherits_nothing);
     tcase_add_test(t, hand_wraps_at_any_value);
     tcase_add_test(t, one_adopter_wins);
+    tcase_add_test(t, readers_decline_an_orphan);
     tcase_add_test(t, release_needs_the_word_last_seen);
     tcase_add_test(t, incarnation_wraps);
     tcase_add_loop_test(t, claims_go_on_though_the_hint_is_below_zero, 0,

@@ -84,6 +84,7 @@ static const struct {
     {FLIGHT_FAILED, ERROR_NS - 1, false, 0, JOIN_FAILURE},
     {FLIGHT_FAILED, ERROR_NS, false, 0, JOIN_LEADER},
     {FLIGHT_FAILED, 0, true, 0, JOIN_LEADER},
+    {FLIGHT_FAILED, 0, false, FLIGHT_CLOSED, JOIN_LEADER}, /* its question never came */
     {FLIGHT_CANCELLED, 0, false, 0, JOIN_LEADER},
     {FLIGHT_CANCELLED, 0, true, 0, JOIN_LEADER},
 };
