@@ -49,8 +49,9 @@ endif
 
 # --- what there is ---------------------------------------------------------------------
 
-MIGRATIONS := $(sort $(wildcard src/store/migrations/sqlite/*.sql))
-GEN_SRCS := $(if $(wildcard src/store/migrations.h),$(BUILD)/gen/migrations_sqlite.c)
+STORE_KINDS := sqlite postgres
+MIGRATIONS := $(sort $(wildcard $(STORE_KINDS:%=src/store/migrations/%/*.sql)))
+GEN_SRCS := $(if $(wildcard src/store/migrations.h),$(STORE_KINDS:%=$(BUILD)/gen/migrations_%.c))
 LIB_SRCS := $(sort $(wildcard src/*/*.c shm/*.c))
 LIB_OBJS := $(LIB_SRCS:%.c=$(BUILD)/%.o) $(GEN_SRCS:.c=.o)
 LIB := $(BUILD)/libdac.a
@@ -130,10 +131,10 @@ $(BUILD)/%.list: FORCE
 lib_LIST = $(LIB_OBJS)
 migrations_LIST = $(MIGRATIONS)
 
-$(BUILD)/gen/migrations_sqlite.c: $(MIGRATIONS) tools/embed-sql.sh $(BUILD)/migrations.list
+$(BUILD)/gen/migrations_%.c: $(MIGRATIONS) tools/embed-sql.sh $(BUILD)/migrations.list
 	$(say) GEN $@
 	@mkdir -p $(@D)
-	$(Q)tools/embed-sql.sh sqlite $(MIGRATIONS) >$@
+	$(Q)tools/embed-sql.sh $* $(filter src/store/migrations/$*/%,$(MIGRATIONS)) >$@
 
 $(LIB): $(LIB_OBJS) $(BUILD)/lib.list
 	$(say) AR $@

@@ -223,6 +223,30 @@ static int migrate_one(struct sqlite_store *s, const struct migration *m)
     return sqlite3_exec(s->db, pragma, NULL, NULL, NULL);
 }
 
+/* Versions that were applied before there was a column for it have no checksum yet. */
+static int note_checksums(struct sqlite_store *s)
+{
+    sqlite3_stmt *note = NULL;
+    int rc = sqlite3_prepare_v2(s->db,
+                                "UPDATE schema_migrations SET checksum = ?2 "
+                                "WHERE version = ?1 AND checksum IS NULL",
+                                -1, &note, NULL);
+
+    for (size_t i = 0; rc == SQLITE_OK && i < store_migrations_sqlite_count; i++) {
+        const struct migration *m = &store_migrations_sqlite[i];
+        char sum[MIGRATION_CHECKSUM_SIZE];
+
+        rc = SQLITE_NOMEM;
+        if (migration_checksum(m, sum) &&
+            (sqlite3_bind_int(note, 1, m->number) | sqlite_bind_str(note, 2, sum)) == 0) {
+            sqlite3_step(note);
+            rc = sqlite3_reset(note);
+        }
+    }
+    sqlite3_finalize(note);
+    return rc;
+}
+
 static enum dac_err migrate_all(struct sqlite_store *s, char *why, size_t n)
 {
     char what[128];
@@ -245,6 +269,11 @@ static enum dac_err migrate_all(struct sqlite_store *s, char *why, size_t n)
         snprintf(what, sizeof(what), "could not apply migration %03d_%s to database",
                  m->number, m->name);
         e = sqlite_explain(s->db, s->path, rc, what, why, n);
+    }
+    if (e == DAC_OK && version < sqlite_version_newest()) {
+        rc = note_checksums(s);
+        if (rc != SQLITE_OK)
+            e = sqlite_explain(s->db, s->path, rc, "could not migrate database", why, n);
     }
     return e;
 }
