@@ -3,9 +3,9 @@
  * kick, and every 250 ms, when it looks at all flights, dirty or not; a new recorder
  * begins with that.
  *
- *   wake or beat -> look at flights -> end orphans, list what is to be stored -> store a
- * batch
- *                -> the loop turns -> store what came meanwhile ...
+ *   wake or beat -> look at flights -> end orphans, list what is to be stored
+ *                -> begin a batch -> the loop turns until it is stored
+ *                -> begin one of what came meanwhile ...
  *
  * Ends last. On SIGTERM it goes on until no other process uses the segment; then it
  * stores what is left and the final numbers, for at most done_timeout. If the master
@@ -30,6 +30,7 @@
 
 #define HEIR_WAIT_NS        (15 * NS_PER_S) /* beyond drain_timeout, for dying workers */
 #define RECYCLE_INTERVAL_NS (10 * NS_PER_MS)
+#define WRITING_RECYCLE_NS  (50 * NS_PER_MS)
 
 /* --- looking --------------------------------------------------------------------------
  */
@@ -118,7 +119,7 @@ static void step_to_end(struct recorder *r, uint64_t now_ns)
         look_at_all(r);
         recorder_collect_counts(r);
     }
-    if (r->pending_count == 0 && r->count_count == 0) {
+    if (r->pending_count == 0 && r->count_count == 0 && !store_busy(r->store)) {
         r->over = true;
     } else if (now_ns - r->finishing_ns > cfg->done_timeout_ns) {
         log_error(0, "%zu flights could not be stored before the end: %s",
@@ -140,22 +141,43 @@ static void arm_again(struct recorder *r, uint64_t delay_ns)
     event_add(r->again, &tv);
 }
 
-static void work(struct recorder *r)
+/* Frees flights where they run short. While a batch is being written less often: those
+ * that it holds can go once it is stored. */
+static void make_room(struct recorder *r, uint64_t now_ns)
 {
     const struct shm_header *hdr = r->shm->hdr;
-    bool more = recorder_store(r, clock_now_ns());
-    uint64_t now = clock_now_ns();
     bool half_full = atomic_load(&hdr->flights_used) > hdr->flight_count / 2 ||
                      blocks_free_hint(r->shm) < hdr->block_count / 2;
+    bool writing = store_busy(r->store);
 
+    if (writing && now_ns - r->recycled_ns < WRITING_RECYCLE_NS)
+        return;
     if (atomic_load(&hdr->pressure) ||
-        (half_full && now - r->recycled_ns > RECYCLE_INTERVAL_NS))
-        recorder_recycle(r, now);
-    if (more)
-        arm_again(r, 0);
-    else if (r->retry_at_ns > now)
-        arm_again(r, r->retry_at_ns - now);
+        (half_full && now_ns - r->recycled_ns > RECYCLE_INTERVAL_NS))
+        recorder_recycle(r, now_ns);
+}
+
+/* Comes back to what waits, unless a batch's end will do that. */
+static void come_again(struct recorder *r, uint64_t now_ns)
+{
+    if (store_busy(r->store) || (r->pending_count == 0 && r->count_count == 0))
+        return;
+    arm_again(r, r->retry_at_ns > now_ns ? r->retry_at_ns - now_ns : 0);
+}
+
+void recorder_continue(struct recorder *r)
+{
+    uint64_t now = clock_now_ns();
+
+    make_room(r, now);
+    come_again(r, now);
     step_to_end(r, now);
+}
+
+static void work(struct recorder *r)
+{
+    recorder_store(r, clock_now_ns());
+    recorder_continue(r);
 }
 
 static void on_wake(evutil_socket_t fd, short what, void *arg)
@@ -206,9 +228,6 @@ static bool make_events(struct recorder *r)
 {
     const struct timeval beat = {.tv_usec = (suseconds_t)(BEAT_NS / NS_PER_US)};
 
-    r->base = event_base_new();
-    if (!r->base)
-        return false;
     r->wake = event_new(r->base, r->shm->eventfd[r->shm->self], EV_READ | EV_PERSIST,
                         on_wake, r);
     r->beat = event_new(r->base, -1, EV_PERSIST, on_beat, r);
@@ -226,16 +245,26 @@ static bool make_tables(struct recorder *r)
     r->pending = calloc(n, sizeof(*r->pending));
     r->counts = calloc(COUNTS_MAX, sizeof(*r->counts));
     r->candidates = recorder_recycle_table(n);
-    return r->notes && r->pending && r->counts && r->candidates;
+    r->batch = recorder_batch_new();
+    return r->notes && r->pending && r->counts && r->candidates && r->batch;
+}
+
+static void store_lives(void *arg)
+{
+    struct recorder *r = arg;
+
+    slot_beat(r->shm, clock_now_ns());
 }
 
 /* Opens the store and brings it up to date; until then workers have no store to read. */
 static int open_store(struct recorder *r)
 {
-    const struct store_options opt = {.sqlite = r->ctx->config->sqlite};
+    const struct store_options opt = {
+        .sqlite = r->ctx->config->sqlite, .alive = store_lives, .arg = r};
     char why[512] = "";
 
-    if (store_open(&opt, &r->store, why, sizeof(why)) != DAC_OK)
+    r->stored_as = STORED_SQLITE;
+    if (store_open(r->base, &opt, &r->store, why, sizeof(why)) != DAC_OK)
         return child_fail(r->ctx, "%s", why);
     slot_beat(r->shm, clock_now_ns());
     if (store_migrate(r->store, why, sizeof(why)) != DAC_OK)
@@ -252,10 +281,10 @@ static void recorder_free(struct recorder *r)
         event_free(r->beat);
     if (r->again)
         event_free(r->again);
+    store_close(r->store);
+    recorder_batch_free(r->batch);
     if (r->base)
         event_base_free(r->base);
-    if (r->store)
-        store_close(r->store);
     free(r->notes);
     free(r->pending);
     free(r->counts);
@@ -268,6 +297,11 @@ int recorder_run(const struct child_context *ctx)
     int rc;
 
     listeners_close(ctx->listeners); /* it accepts nobody, and must not hold a port */
+    r.base = event_base_new();
+    if (!r.base) {
+        rc = child_fail(ctx, "could not make the recorder's event loop");
+        goto out;
+    }
     rc = open_store(&r);
     if (rc != EXIT_OK)
         goto out;

@@ -2,13 +2,15 @@
  * Stores ended flights. All that waits when a commit returned is the next batch, up to
  * BATCH_MAX flights or BATCH_BYTES of logs: nothing waits in order to be batched.
  *
- *   begin -> put each (threads first, then by age) -> final numbers -> commit
- *         -> per flight: sample, `stored` (release), wake its readers
+ *   choose -> rows (threads first, then by age), final numbers -> store_write()
+ *         ... the loop goes on; what ends meanwhile waits for the next batch ...
+ *         -> committed -> per flight: sample, `stored` (release), wake its readers
  *
  * The order of the last line is a promise: whoever reads `stored` finds the sample, and
  * what it says is durable. A row that the store refuses for its data fails alone;
- * anything else rolls the batch back, and it is tried again after a growing delay.
- * Recorder only.
+ * anything else fails the batch, and it is made anew after a growing delay. The flights
+ * of a batch stay the first ones of `pending` while it runs, its numbers those of
+ * `counts`. Recorder only.
  */
 #include <inttypes.h>
 #include <stdlib.h>
@@ -24,19 +26,52 @@
 #include "shm/slot.h"
 #include "shm/wake.h"
 
-#define BATCH_MAX      256
-#define BATCH_BYTES    (UINT64_C(16) << 20)
-#define BACKOFF_MIN_NS (100 * NS_PER_MS)
-#define BACKOFF_MAX_NS (2 * NS_PER_S)
+#define BATCH_MAX        256
+#define BATCH_COUNTS     256
+#define BATCH_BYTES      (UINT64_C(16) << 20)
+#define BACKOFF_MIN_NS   (100 * NS_PER_MS)
+#define BACKOFF_MAX_NS   (2 * NS_PER_S)
+#define STORE_TIMEOUT_NS (2 * NS_PER_S)
 
 /* What became of one flight in a batch. */
 struct outcome {
     uint32_t flight;
+    const struct store_row *row; /* NULL: there is nothing to store, as `why` says */
+    const char *why;
     enum flight_stored stored;
     enum turn_status status; /* TURN_RUNNING: it is no turn, there is nothing to count */
     uint64_t followers;
     uint64_t hits;
 };
+
+/* Rows borrow their texts from `results`, which live until the batch is over. */
+struct recorder_batch {
+    size_t flights;
+    size_t counts;
+    size_t row_count;
+    struct outcome outcomes[BATCH_MAX];
+    struct turn_result results[BATCH_MAX]; /* one per flight, owned */
+    struct store_row rows[BATCH_MAX + BATCH_COUNTS];
+};
+
+struct recorder_batch *recorder_batch_new(void)
+{
+    return calloc(1, sizeof(struct recorder_batch));
+}
+
+static void batch_clear(struct recorder_batch *b)
+{
+    for (size_t i = 0; i < b->flights; i++)
+        turn_result_free(&b->results[i]);
+    b->flights = b->counts = b->row_count = 0;
+}
+
+void recorder_batch_free(struct recorder_batch *b)
+{
+    if (b)
+        batch_clear(b);
+    free(b);
+}
 
 /* --- choosing -------------------------------------------------------------------------
  */
@@ -91,14 +126,15 @@ static enum turn_status status_of(const struct turn_result *res)
     return (enum turn_status)res->end.status;
 }
 
-static enum dac_err put_turn(struct recorder *r, const struct turn_result *res,
-                             struct outcome *o)
+static void fill_turn(struct recorder *r, const struct turn_result *res,
+                      const struct outcome *o, struct store_turn *turn)
 {
     const struct shm_flight *f = flight_at(r->shm, o->flight);
     const struct turn_timing t = turn_timing(r->shm, o->flight);
     int64_t ended_ago_us =
         (int64_t)((clock_now_ns() - atomic_load(&f->ended_ns)) / NS_PER_US);
-    struct store_turn turn = {
+
+    *turn = (struct store_turn){
         .org = res->request.org,
         .thread_id = res->request.thread_id,
         .provider = res->request.provider,
@@ -123,57 +159,71 @@ static enum dac_err put_turn(struct recorder *r, const struct turn_result *res,
         .assistant_content = buf_text(&res->text),
         .citations = buf_text(&res->citations),
     };
-
-    memcpy(turn.id.b, f->turn_id, sizeof(turn.id.b));
-    memcpy(turn.key_digest, f->key, sizeof(turn.key_digest));
-    if (o->status == TURN_COMPLETE && !turn.assistant_content.s)
-        turn.assistant_content.s = ""; /* an answer of no text is one nevertheless */
-    return store_put_turn(r->store, &turn);
+    memcpy(turn->id.b, f->turn_id, sizeof(turn->id.b));
+    memcpy(turn->key_digest, f->key, sizeof(turn->key_digest));
+    if (o->status == TURN_COMPLETE && !turn->assistant_content.s)
+        turn->assistant_content.s = ""; /* an answer of no text is one nevertheless */
 }
 
-static enum dac_err put_thread(struct recorder *r, const struct thread_request *t)
+static void fill_thread(const struct thread_request *t, struct store_thread *thread)
 {
-    const struct store_thread thread = {.id = t->thread_id,
-                                        .org = t->org,
-                                        .title = {.s = t->title.data, .n = t->title.len},
-                                        .created_us = t->created_us};
-
-    return store_put_thread(r->store, &thread);
+    *thread = (struct store_thread){.id = t->thread_id,
+                                    .org = t->org,
+                                    .title = {.s = t->title.data, .n = t->title.len},
+                                    .created_us = t->created_us};
 }
 
-/* Puts one flight into the open batch. DAC_OK: `o` says what it is now. Other: the batch
- * is lost. */
-static enum dac_err put_flight(struct recorder *r, uint32_t flight, struct outcome *o)
+/* Makes the row of one flight. Other than DAC_OK: no batch can be made now. */
+static enum dac_err add_flight(struct recorder *r, uint32_t flight)
 {
+    struct recorder_batch *b = r->batch;
     struct shm_flight *f = flight_at(r->shm, flight);
     struct flight_ref ref = {.index = flight,
                              .incarnation = flight_load(r->shm, flight).incarnation};
     bool thread = atomic_load(&f->kind) == FLIGHT_THREAD;
-    struct turn_result res;
-    enum dac_err e = turn_result_read(r->shm, ref, &res);
+    struct turn_result *res = &b->results[b->flights];
+    struct outcome *o = &b->outcomes[b->flights++];
+    struct store_row *row = &b->rows[b->row_count];
+    enum dac_err e = turn_result_read(r->shm, ref, res);
 
     *o = (struct outcome){.flight = flight,
                           .stored = STORED_FAILED,
                           .followers = atomic_load(&f->followers),
                           .hits = atomic_load(&f->hits)};
-    if (e == DAC_OK && thread && res.has_thread && res.ended &&
-        res.end.status == TURN_COMPLETE) {
-        e = put_thread(r, &res.thread);
-        o->stored = STORED_SQLITE;
-    } else if (e == DAC_OK && !thread && res.has_request) {
-        o->status = status_of(&res);
-        e = put_turn(r, &res, o);
-        o->stored = STORED_SQLITE;
+    if (e == DAC_E_CORRUPT || e == DAC_E_TOO_LARGE) {
+        o->why = e == DAC_E_CORRUPT ? "its log is damaged" : "it is too large";
+        return DAC_OK;
     }
-    turn_result_free(&res);
-    if (e == DAC_E_INVALID || e == DAC_E_NOT_FOUND || e == DAC_E_TOO_LARGE ||
-        e == DAC_E_CORRUPT) {
-        log_error(0, "flight %" PRIu32 " is not stored: %s", flight,
-                  e == DAC_E_CORRUPT ? "its log is damaged" : store_error(r->store));
-        o->stored = STORED_FAILED;
-        e = DAC_OK;
+    if (e != DAC_OK)
+        return e;
+    if (thread && res->has_thread && res->ended && res->end.status == TURN_COMPLETE) {
+        row->kind = STORE_THREAD;
+        fill_thread(&res->thread, &row->u.thread);
+    } else if (!thread && res->has_request) {
+        row->kind = STORE_TURN;
+        o->status = status_of(res);
+        fill_turn(r, res, o, &row->u.turn);
+    } else {
+        return DAC_OK; /* nobody asked anything */
     }
-    return e;
+    o->row = row;
+    b->row_count++;
+    return DAC_OK;
+}
+
+static void add_counts(struct recorder *r)
+{
+    struct recorder_batch *b = r->batch;
+
+    for (; b->counts < r->count_count && b->counts < BATCH_COUNTS; b->counts++) {
+        const struct count_update *c = &r->counts[b->counts];
+        struct store_row *row = &b->rows[b->row_count++];
+
+        row->kind = STORE_COUNTS;
+        row->u.counts = (struct store_counts){.turn = c->turn,
+                                              .followers = (int64_t)c->followers,
+                                              .hits = (int64_t)c->hits};
+    }
 }
 
 /* --- a batch --------------------------------------------------------------------------
@@ -238,74 +288,81 @@ static void publish(struct recorder *r, const struct outcome *o)
     wake_readers(r->shm, o->flight);
 }
 
-static void batch_lost(struct recorder *r, uint64_t now_ns, const char *step)
+static void batch_lost(struct recorder *r, const char *why)
 {
     if (!r->failing)
-        log_error(0, "could not store %zu flights (%s): %s; trying again until it works",
-                  r->pending_count, step, store_error(r->store));
-    store_rollback(r->store);
+        log_error(0, "could not store %zu flights: %s; trying again until it works",
+                  r->pending_count, why);
     r->failing = true;
     r->backoff_ns = r->backoff_ns == 0 ? BACKOFF_MIN_NS : r->backoff_ns * 2;
     if (r->backoff_ns > BACKOFF_MAX_NS)
         r->backoff_ns = BACKOFF_MAX_NS;
-    r->retry_at_ns = now_ns + r->backoff_ns;
+    r->retry_at_ns = clock_now_ns() + r->backoff_ns;
+    batch_clear(r->batch);
 }
 
-static enum dac_err put_counts(struct recorder *r)
+/* What the store has said about one flight, before the world hears it. */
+static void settle(struct recorder *r, struct outcome *o)
 {
-    for (size_t i = 0; i < r->count_count; i++) {
-        const struct count_update *c = &r->counts[i];
-        enum dac_err e =
-            store_put_counts(r->store, &c->turn, (int64_t)c->followers, (int64_t)c->hits);
-        if (e != DAC_OK && e != DAC_E_NOT_FOUND && e != DAC_E_INVALID)
-            return e;
-    }
-    return DAC_OK;
+    const char *why = o->row && o->row->result != DAC_OK ? o->row->why : o->why;
+
+    if (o->row && o->row->result == DAC_OK)
+        o->stored = r->stored_as;
+    if (why)
+        log_error(0, "flight %" PRIu32 " is not stored: %s", o->flight, why);
 }
 
-static const char *write_batch(struct recorder *r, size_t n, struct outcome *outcomes)
+static void batch_stored(struct recorder *r)
 {
-    if (store_begin(r->store) != DAC_OK)
-        return "begin";
-    for (size_t i = 0; i < n; i++) {
-        if (put_flight(r, r->pending[i], &outcomes[i]) != DAC_OK)
-            return "write";
-    }
-    if (put_counts(r) != DAC_OK)
-        return "write";
-    slot_beat(r->shm, clock_now_ns());
-    CRASH_POINT("recorder_before_commit");
-    if (store_commit(r->store) != DAC_OK)
-        return "commit";
-    CRASH_POINT("recorder_after_commit");
-    return NULL;
-}
+    struct recorder_batch *b = r->batch;
 
-bool recorder_store(struct recorder *r, uint64_t now_ns)
-{
-    static struct outcome outcomes[BATCH_MAX];
-    const char *failed_step;
-    size_t n;
-
-    if (now_ns < r->retry_at_ns || (r->pending_count == 0 && r->count_count == 0))
-        return false;
-    n = choose(r);
-    failed_step = write_batch(r, n, outcomes);
-    if (failed_step) {
-        batch_lost(r, now_ns, failed_step);
-        return false;
-    }
     if (r->failing)
         log_info(0, "the store works again");
     r->failing = false;
     r->backoff_ns = 0;
     r->retry_at_ns = 0;
-    r->count_count = 0;
     shm_count(r->shm, SHM_C_store_commits, 1);
-    memmove(r->pending, r->pending + n, (r->pending_count - n) * sizeof(*r->pending));
-    r->pending_count -= n;
-    for (size_t i = 0; i < n; i++)
-        publish(r, &outcomes[i]);
+    r->count_count -= b->counts;
+    memmove(r->counts, r->counts + b->counts, r->count_count * sizeof(*r->counts));
+    r->pending_count -= b->flights;
+    memmove(r->pending, r->pending + b->flights, r->pending_count * sizeof(*r->pending));
+    for (size_t i = 0; i < b->flights; i++) {
+        settle(r, &b->outcomes[i]);
+        publish(r, &b->outcomes[i]);
+    }
+    batch_clear(b);
     store_tidy(r->store);
-    return r->pending_count > 0;
+}
+
+static void on_written(void *arg, enum dac_err e)
+{
+    struct recorder *r = arg;
+
+    if (e == DAC_OK)
+        batch_stored(r);
+    else
+        batch_lost(r, store_error(r->store));
+    recorder_continue(r);
+}
+
+void recorder_store(struct recorder *r, uint64_t now_ns)
+{
+    struct recorder_batch *b = r->batch;
+    size_t n;
+
+    if (store_busy(r->store) || now_ns < r->retry_at_ns ||
+        (r->pending_count == 0 && r->count_count == 0))
+        return;
+    n = choose(r);
+    for (size_t i = 0; i < n; i++) {
+        enum dac_err e = add_flight(r, r->pending[i]);
+
+        if (e != DAC_OK) {
+            batch_lost(r, dac_err_text(e));
+            return;
+        }
+    }
+    add_counts(r);
+    slot_beat(r->shm, clock_now_ns());
+    store_write(r->store, b->rows, b->row_count, STORE_TIMEOUT_NS, on_written, r);
 }

@@ -31,11 +31,13 @@ struct count_update {
 };
 
 struct recycle_candidate; /* recorder_recycle.c's own */
+struct recorder_batch;    /* recorder_batch.c's own */
 
 struct recorder {
     const struct child_context *ctx;
     struct shm *shm;
     struct store *store;
+    enum flight_stored stored_as; /* what its kind is called in a flight */
     struct event_base *base;
     struct event *wake;  /* the slot's eventfd */
     struct event *beat;  /* every BEAT_NS */
@@ -48,6 +50,7 @@ struct recorder {
     struct count_update *counts; /* owned, at most COUNTS_MAX */
     size_t count_count;
     struct recycle_candidate *candidates; /* owned, room for all flights */
+    struct recorder_batch *batch;         /* owned, the one that is being written */
 
     uint32_t kicks;        /* as last seen in the header */
     bool failing;          /* the last batch was lost; said so in the log */
@@ -69,9 +72,15 @@ bool recorder_leaves_orphan(struct recorder *r, uint32_t flight, struct flight_w
  * end before. Whether the flight has ended now. */
 bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word w);
 
-/* recorder_batch.c: stores one batch of what waits, if it is time. Whether it is to be
- * called again at once. */
-bool recorder_store(struct recorder *r, uint64_t now_ns);
+/* recorder.c: a batch is over, one way or the other: goes on with what waits, or ends. */
+void recorder_continue(struct recorder *r);
+
+/* recorder_batch.c: begins to store a batch of what waits, if it is time and none is
+ * being stored; recorder_continue() follows. */
+void recorder_store(struct recorder *r, uint64_t now_ns);
+/* Room for one batch; NULL without memory. Freed after the store was closed. */
+struct recorder_batch *recorder_batch_new(void);
+void recorder_batch_free(struct recorder_batch *b);
 
 /* recorder_recycle.c: frees flights: those whose time is over, and under pressure the
  * oldest that may go. */

@@ -31,19 +31,18 @@
 
 /* --- writer ------------------------------------------------------------------------- */
 
-/* Rows arrive checked; `error` is the implementation's to fill when it returns a failure.
- */
+struct event;
+
 struct store_ops {
     const char *kind;
     enum dac_err (*migrate)(struct store *st, char *why, size_t n);
-    void (*close)(struct store *st); /* frees st too */
-    enum dac_err (*begin)(struct store *st);
-    enum dac_err (*put_thread)(struct store *st, const struct store_thread *t);
-    enum dac_err (*put_turn)(struct store *st, const struct store_turn *t);
-    enum dac_err (*put_counts)(struct store *st, const struct id *turn, int64_t followers,
-                               int64_t hits);
-    enum dac_err (*commit)(struct store *st);
-    void (*rollback)(struct store *st);
+    void (*close)(struct store *st); /* no batch runs; does not free st's core */
+    bool (*up)(const struct store *st);
+    /* Begins the batch of st; store_finish() ends it, and may be called at once. Rows
+     * with another `result` than DAC_OK have been refused already; they are not to be
+     * written. */
+    void (*write)(struct store *st);
+    void (*abort)(struct store *st); /* a batch runs */
     void (*tidy)(struct store *st);
 };
 
@@ -51,12 +50,37 @@ struct store_ops {
 struct store {
     uint32_t magic;
     const struct store_ops *ops;
-    pid_t pid;     /* the process that opened it; no handle crosses a fork */
-    bool in_batch; /* between begin and commit or rollback */
+    pid_t pid; /* the process that opened it; no handle crosses a fork */
+    struct event_base *base;
+    struct event *deliver; /* calls back for a batch that has ended */
+    void (*alive)(void *arg);
+    void *alive_arg;
+    /* The batch that runs, borrowed. */
+    struct store_row *rows;
+    size_t n;
+    uint64_t timeout_ns;
+    store_write_cb cb;
+    void *cb_arg;
+    enum dac_err result; /* of one that has ended and is not called back yet */
+    bool busy;           /* from store_write() until its callback */
+    bool ended;          /* busy, and only the callback is missing */
     char error[STORE_ERROR_SIZE];
 };
 
-enum dac_err store_sqlite_open(const char *path, struct store **out, char *why, size_t n);
+/* The core's part; on failure nothing is left. */
+enum dac_err store_init(struct store *st, const struct store_ops *ops,
+                        struct event_base *base, const struct store_options *opt);
+void store_fini(struct store *st);
+/* The batch that runs has ended; the callback follows from the loop. */
+void store_finish(struct store *st, enum dac_err e);
+/* Sets a row's result and reason. */
+void store_row_refuse(struct store_row *row, enum dac_err e, const char *fmt, ...)
+    DAC_PRINTF(3, 4);
+/* Tells whoever watches that this process lives. */
+void store_alive(struct store *st);
+
+enum dac_err store_sqlite_open(struct event_base *base, const struct store_options *opt,
+                               struct store **out, char *why, size_t n);
 
 /* --- reader ------------------------------------------------------------------------- */
 
@@ -115,8 +139,6 @@ struct store_reader_ops {
     /* Forgets q, which it has. */
     void (*cancel)(struct store_reader *r, struct store_query *q);
 };
-
-struct event;
 
 /* First member of each implementation's reader. */
 struct store_reader {

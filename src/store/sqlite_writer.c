@@ -1,10 +1,11 @@
 /*
  * The SQLite writer: one connection, write-ahead log, fsync at each commit. A batch is
- * one transaction; a turn that breaks a constraint by its messages is taken out again
- * alone (a savepoint around each would cost the good ones a fifth of their time).
- * Checkpoints are not left to SQLite, which would run them inside a commit that somebody
- * waits for: store_tidy() does, and a commit only when the log is long overdue or readers
- * keep it from starting over. Runs in the recorder.
+ * one transaction, begun and committed inside store_write(); a turn that breaks a
+ * constraint by its messages is taken out again alone (a savepoint around each would cost
+ * the good ones a fifth of their time). Checkpoints are not left to SQLite, which would
+ * run them inside a commit that somebody waits for: store_tidy() does, and a commit only
+ * when the log is long overdue or readers keep it from starting over. Runs in the
+ * recorder.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -17,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "shm/crash.h"
 #include "store/internal.h"
 #include "store/migrations.h"
 #include "store/sqlite.h"
@@ -39,6 +41,8 @@ enum {
     W_TURN_ORG,
     W_MESSAGE,
     W_COUNTS,
+    W_TITLE,
+    W_DELETE,
     W_UNDO_MESSAGES,
     W_UNDO_TURN,
     W_N
@@ -63,6 +67,10 @@ static const char *const writer_sql[W_N] = {
         "INSERT INTO messages (id, turn_id, thread_id, role, content, citations, "
         "created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     [W_COUNTS] = "UPDATE turns SET followers = ?2, hits = ?3 WHERE id = ?1",
+    [W_TITLE] = "UPDATE threads SET title = ?3 WHERE id = ?1 AND org = ?2 AND "
+                "deleted_at IS NULL",
+    [W_DELETE] = "UPDATE threads SET deleted_at = coalesce(deleted_at, ?3) WHERE id = ?1 "
+                 "AND org = ?2",
     [W_UNDO_MESSAGES] = "DELETE FROM messages WHERE turn_id = ?1",
     [W_UNDO_TURN] = "DELETE FROM turns WHERE id = ?1",
 };
@@ -331,9 +339,23 @@ static int same_org(struct sqlite_store *s, int which, const struct id *id,
     return rc == SQLITE_DONE ? SQLITE_OK : rc;
 }
 
+/* What a statement's failure means: DAC_OK if the row alone is refused, else the batch is
+ * lost. */
+static enum dac_err row_failed(struct sqlite_store *s, struct store_row *row, int rc,
+                               const char *what)
+{
+    enum dac_err e = fail(s, rc, what);
+
+    if (e != DAC_E_INVALID)
+        return e;
+    store_row_refuse(row, e, "%s %s", what, sqlite3_errmsg(s->db));
+    s->core.error[0] = '\0';
+    return DAC_OK;
+}
+
 /* The row was there before. That is a replay, unless it is another org's. */
-static enum dac_err check_replay(struct sqlite_store *s, int which, const struct id *id,
-                                 const char *org)
+static enum dac_err check_replay(struct sqlite_store *s, struct store_row *row, int which,
+                                 const struct id *id, const char *org)
 {
     char text[ID_TEXT_SIZE];
     bool found, same;
@@ -344,14 +366,13 @@ static enum dac_err check_replay(struct sqlite_store *s, int which, const struct
     if (same)
         return DAC_OK;
     id_format(id, text);
-    snprintf(s->core.error, sizeof(s->core.error), "%s exists in another org", text);
-    return DAC_E_INVALID;
+    store_row_refuse(row, DAC_E_INVALID, "%s exists in another org", text);
+    return DAC_OK;
 }
 
-static enum dac_err sqlite_store_put_thread(struct store *st,
-                                            const struct store_thread *t)
+static enum dac_err put_thread(struct sqlite_store *s, struct store_row *row)
 {
-    struct sqlite_store *s = self(st);
+    const struct store_thread *t = &row->u.thread;
     sqlite3_stmt *q = s->stmt[W_THREAD];
     int rc = SQLITE_NOMEM;
 
@@ -360,9 +381,9 @@ static enum dac_err sqlite_store_put_thread(struct store *st,
         rc = run(s, W_THREAD);
     sqlite3_clear_bindings(q);
     if (rc != SQLITE_OK)
-        return fail(s, rc, "could not store a thread in");
+        return row_failed(s, row, rc, "could not store a thread in");
     if (sqlite3_changes(s->db) == 0)
-        return check_replay(s, W_THREAD_ORG, &t->id, t->org);
+        return check_replay(s, row, W_THREAD_ORG, &t->id, t->org);
     return DAC_OK;
 }
 
@@ -431,9 +452,17 @@ static bool undo_turn(struct sqlite_store *s, const struct id *turn)
     return true;
 }
 
-static enum dac_err check_thread(struct sqlite_store *s, const struct store_turn *t)
+static void refuse_thread(struct store_row *row, const struct id *thread)
 {
     char text[ID_TEXT_SIZE];
+
+    id_format(thread, text);
+    store_row_refuse(row, DAC_E_NOT_FOUND, "thread %s does not exist in its org", text);
+}
+
+static enum dac_err check_thread(struct sqlite_store *s, struct store_row *row,
+                                 const struct store_turn *t)
+{
     bool found, same;
 
     if (id_is_zero(&t->thread_id))
@@ -442,72 +471,102 @@ static enum dac_err check_thread(struct sqlite_store *s, const struct store_turn
 
     if (rc != SQLITE_OK)
         return fail(s, rc, "could not read database");
-    if (same)
-        return DAC_OK;
-    id_format(&t->thread_id, text);
-    snprintf(s->core.error, sizeof(s->core.error), "thread %s does not exist in its org",
-             text);
-    return DAC_E_NOT_FOUND;
+    if (!same)
+        refuse_thread(row, &t->thread_id);
+    return DAC_OK;
 }
 
-static enum dac_err sqlite_store_put_turn(struct store *st, const struct store_turn *t)
+static enum dac_err put_turn(struct sqlite_store *s, struct store_row *row)
 {
-    struct sqlite_store *s = self(st);
-    enum dac_err e = check_thread(s, t);
+    static const char what[] = "could not store a turn in";
+    const struct store_turn *t = &row->u.turn;
+    enum dac_err e = check_thread(s, row, t);
 
-    if (e != DAC_OK)
+    if (e != DAC_OK || row->result != DAC_OK)
         return e;
     int rc = insert_turn(s, t);
 
     if (rc != SQLITE_OK)
-        return fail(s, rc, "could not store a turn in");
+        return row_failed(s, row, rc, what);
     if (sqlite3_changes(s->db) == 0) /* and its messages with it */
-        return check_replay(s, W_TURN_ORG, &t->id, t->org);
+        return check_replay(s, row, W_TURN_ORG, &t->id, t->org);
     rc = insert_message(s, t, false);
     if (rc == SQLITE_OK && t->assistant_content.s != NULL)
         rc = insert_message(s, t, true);
     if (rc == SQLITE_OK)
         return DAC_OK;
-    e = fail(s, rc, "could not store a turn in");
+    e = row_failed(s, row, rc, what);
     /* Any other failure loses the batch anyway. */
-    return e == DAC_E_INVALID && !undo_turn(s, &t->id) ? DAC_E_SYS : e;
+    return e == DAC_OK && !undo_turn(s, &t->id) ? DAC_E_SYS : e;
 }
 
-static enum dac_err sqlite_store_put_counts(struct store *st, const struct id *turn,
-                                            int64_t followers, int64_t hits)
+static enum dac_err put_counts(struct sqlite_store *s, struct store_row *row)
 {
-    struct sqlite_store *s = self(st);
+    const struct store_counts *c = &row->u.counts;
     char text[ID_TEXT_SIZE];
     sqlite3_stmt *q = s->stmt[W_COUNTS];
     int rc = SQLITE_NOMEM;
 
-    if ((sqlite_bind_id(q, 1, turn) | sqlite3_bind_int64(q, 2, followers) |
-         sqlite3_bind_int64(q, 3, hits)) == 0)
+    if ((sqlite_bind_id(q, 1, &c->turn) | sqlite3_bind_int64(q, 2, c->followers) |
+         sqlite3_bind_int64(q, 3, c->hits)) == 0)
         rc = run(s, W_COUNTS);
     sqlite3_clear_bindings(q);
     if (rc != SQLITE_OK)
-        return fail(s, rc, "could not store counts in");
+        return row_failed(s, row, rc, "could not store counts in");
     if (sqlite3_changes(s->db) > 0)
         return DAC_OK;
-    id_format(turn, text);
-    snprintf(s->core.error, sizeof(s->core.error), "turn %s is not stored", text);
-    return DAC_E_NOT_FOUND;
+    id_format(&c->turn, text);
+    store_row_refuse(row, DAC_E_NOT_FOUND, "turn %s is not stored", text);
+    return DAC_OK;
+}
+
+static enum dac_err put_change(struct sqlite_store *s, struct store_row *row)
+{
+    const struct store_change *c = &row->u.change;
+    int which = row->kind == STORE_TITLE ? W_TITLE : W_DELETE;
+    sqlite3_stmt *q = s->stmt[which];
+    int rc = SQLITE_NOMEM;
+
+    if ((sqlite_bind_id(q, 1, &c->thread) | sqlite_bind_str(q, 2, c->org) |
+         (which == W_TITLE ? sqlite_bind_text(q, 3, &c->title)
+                           : sqlite_bind_time(q, 3, c->at_us))) == 0)
+        rc = run(s, which);
+    sqlite3_clear_bindings(q);
+    if (rc != SQLITE_OK)
+        return row_failed(s, row, rc, "could not change a thread in");
+    if (sqlite3_changes(s->db) == 0)
+        refuse_thread(row, &c->thread);
+    return DAC_OK;
 }
 
 /* --- batches ------------------------------------------------------------------------ */
 
-static enum dac_err sqlite_store_begin(struct store *st)
+static enum dac_err begin(struct sqlite_store *s)
 {
-    struct sqlite_store *s = self(st);
-
     if (!s->prepared) {
-        snprintf(st->error, sizeof(st->error), "database \"%s\" has not been migrated",
-                 s->path);
+        snprintf(s->core.error, sizeof(s->core.error),
+                 "database \"%s\" has not been migrated", s->path);
         return DAC_E_STATE;
     }
     int rc = run(s, W_BEGIN);
 
     return rc == SQLITE_OK ? DAC_OK : fail(s, rc, "could not lock database");
+}
+
+static enum dac_err put(struct sqlite_store *s, struct store_row *row)
+{
+    switch (row->kind) {
+    case STORE_THREAD:
+        return put_thread(s, row);
+    case STORE_TURN:
+        return put_turn(s, row);
+    case STORE_COUNTS:
+        return put_counts(s, row);
+    case STORE_TITLE:
+    case STORE_DELETE:
+        return put_change(s, row);
+    }
+    return DAC_E_STATE;
 }
 
 static void checkpoint(struct sqlite_store *s)
@@ -525,24 +584,45 @@ static void checkpoint(struct sqlite_store *s)
     s->wal_due_pages = s->wal_pages + WAL_TIDY_PAGES;
 }
 
-static enum dac_err sqlite_store_commit(struct store *st)
+static enum dac_err commit(struct sqlite_store *s)
 {
-    struct sqlite_store *s = self(st);
+    store_alive(&s->core);
+    CRASH_POINT("recorder_before_commit");
     int rc = sqlite3_get_autocommit(s->db) ? SQLITE_ABORT : run(s, W_COMMIT);
 
     if (rc != SQLITE_OK)
         return fail(s, rc, "could not commit to database");
+    CRASH_POINT("recorder_after_commit");
     if (s->wal_pages >= s->wal_due_pages + (WAL_OVERDUE_PAGES - WAL_TIDY_PAGES))
         checkpoint(s);
     return DAC_OK;
 }
 
-static void sqlite_store_rollback(struct store *st)
+static void sqlite_store_write(struct store *st)
 {
     struct sqlite_store *s = self(st);
+    enum dac_err e = begin(s);
 
-    if (!sqlite3_get_autocommit(s->db))
+    for (size_t i = 0; e == DAC_OK && i < st->n; i++) {
+        if (st->rows[i].result == DAC_OK)
+            e = put(s, &st->rows[i]);
+    }
+    if (e == DAC_OK)
+        e = commit(s);
+    if (e != DAC_OK && !sqlite3_get_autocommit(s->db))
         (void)run(s, W_ROLLBACK);
+    store_finish(st, e);
+}
+
+/* A batch has ended before store_write() returns, so none can run. */
+static void sqlite_store_abort(struct store *st)
+{
+    (void)st;
+}
+
+static bool sqlite_store_up(const struct store *st)
+{
+    return ((const struct sqlite_store *)st)->prepared;
 }
 
 static void sqlite_store_tidy(struct store *st)
@@ -560,6 +640,7 @@ static void sqlite_store_close(struct store *st)
     sqlite_finalize_all(s->stmt, W_N);
     sqlite3_close(s->db);
     free(s->path);
+    store_fini(st);
     free(s);
 }
 
@@ -567,16 +648,14 @@ static const struct store_ops sqlite_ops = {
     .kind = "sqlite",
     .migrate = sqlite_store_migrate,
     .close = sqlite_store_close,
-    .begin = sqlite_store_begin,
-    .put_thread = sqlite_store_put_thread,
-    .put_turn = sqlite_store_put_turn,
-    .put_counts = sqlite_store_put_counts,
-    .commit = sqlite_store_commit,
-    .rollback = sqlite_store_rollback,
+    .up = sqlite_store_up,
+    .write = sqlite_store_write,
+    .abort = sqlite_store_abort,
     .tidy = sqlite_store_tidy,
 };
 
-enum dac_err store_sqlite_open(const char *path, struct store **out, char *why, size_t n)
+enum dac_err store_sqlite_open(struct event_base *base, const struct store_options *opt,
+                               struct store **out, char *why, size_t n)
 {
     struct sqlite_store *s = calloc(1, sizeof(*s));
     enum dac_err e = DAC_E_NOMEM;
@@ -584,15 +663,12 @@ enum dac_err store_sqlite_open(const char *path, struct store **out, char *why, 
     snprintf(why, n, "out of memory");
     if (s == NULL)
         return e;
-    s->core.magic = STORE_MAGIC;
-    s->core.ops = &sqlite_ops;
-    s->core.pid = getpid();
     s->wal_due_pages = WAL_TIDY_PAGES;
-    s->path = strdup(path);
-    if (s->path == NULL)
+    s->path = strdup(opt->sqlite);
+    if (store_init(&s->core, &sqlite_ops, base, opt) != DAC_OK || s->path == NULL)
         goto fail;
-    create_file(path);
-    e = sqlite_connect(path, SQLITE_OPEN_READWRITE, &s->db, why, n);
+    create_file(s->path);
+    e = sqlite_connect(s->path, SQLITE_OPEN_READWRITE, &s->db, why, n);
     if (e == DAC_OK)
         e = set_up(s, why, n);
     if (e != DAC_OK)

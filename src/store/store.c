@@ -5,6 +5,7 @@
  */
 #include "store/store.h"
 
+#include <event2/event.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -17,20 +18,20 @@
 static const char *const status_words[] = {"complete", "cancelled", "incomplete",
                                            "failed"};
 
-enum dac_err store_open(const struct store_options *opt, struct store **out, char *why,
-                        size_t n)
+enum dac_err store_open(struct event_base *base, const struct store_options *opt,
+                        struct store **out, char *why, size_t n)
 {
     *out = NULL;
     if (opt->sqlite == NULL || opt->sqlite[0] == '\0') {
         snprintf(why, n, "no database is configured: set sqlite in [store]");
         return DAC_E_INVALID;
     }
-    return store_sqlite_open(opt->sqlite, out, why, n);
+    return store_sqlite_open(base, opt, out, why, n);
 }
 
 enum dac_err store_migrate(struct store *st, char *why, size_t n)
 {
-    DAC_ASSERT(st->magic == STORE_MAGIC && st->pid == getpid() && !st->in_batch);
+    DAC_ASSERT(st->magic == STORE_MAGIC && st->pid == getpid() && !st->busy);
     return st->ops->migrate(st, why, n);
 }
 
@@ -39,7 +40,7 @@ void store_close(struct store *st)
     if (st == NULL)
         return;
     DAC_ASSERT(st->magic == STORE_MAGIC && st->pid == getpid());
-    store_rollback(st);
+    store_abort(st);
     st->ops->close(st);
 }
 
@@ -48,26 +49,33 @@ const char *store_kind(const struct store *st)
     return st->ops->kind;
 }
 
+bool store_up(const struct store *st)
+{
+    DAC_ASSERT(st->magic == STORE_MAGIC);
+    return st->ops->up(st);
+}
+
 const char *store_error(const struct store *st)
 {
     return st->error;
 }
 
-enum dac_err store_begin(struct store *st)
-{
-    DAC_ASSERT(st->magic == STORE_MAGIC && st->pid == getpid() && !st->in_batch);
-    enum dac_err e = st->ops->begin(st);
-
-    st->in_batch = e == DAC_OK;
-    return e;
-}
-
 /* --- what every store refuses ------------------------------------------------------- */
 
-static enum dac_err refuse(struct store *st, const char *what, const struct id *id,
+void store_row_refuse(struct store_row *row, enum dac_err e, const char *fmt, ...)
+{
+    va_list ap;
+
+    row->result = e;
+    va_start(ap, fmt);
+    vsnprintf(row->why, sizeof(row->why), fmt, ap);
+    va_end(ap);
+}
+
+static enum dac_err refuse(struct store_row *row, const char *what, const struct id *id,
                            const char *fmt, ...) DAC_PRINTF(4, 5);
 
-static enum dac_err refuse(struct store *st, const char *what, const struct id *id,
+static enum dac_err refuse(struct store_row *row, const char *what, const struct id *id,
                            const char *fmt, ...)
 {
     char text[ID_TEXT_SIZE];
@@ -78,7 +86,7 @@ static enum dac_err refuse(struct store *st, const char *what, const struct id *
     va_start(ap, fmt);
     vsnprintf(detail, sizeof(detail), fmt, ap);
     va_end(ap);
-    snprintf(st->error, sizeof(st->error), "%s %s was refused: %s", what, text, detail);
+    store_row_refuse(row, DAC_E_INVALID, "%s %s was refused: %s", what, text, detail);
     return DAC_E_INVALID;
 }
 
@@ -97,17 +105,17 @@ static bool time_storable(int64_t us)
     return us >= 0 && us <= STORE_TIME_MAX_US;
 }
 
-static enum dac_err check_thread(struct store *st, const struct store_thread *t)
+static enum dac_err check_thread(struct store_row *row, const struct store_thread *t)
 {
     if (id_is_zero(&t->id))
-        return refuse(st, "thread", &t->id, "it has no id");
+        return refuse(row, "thread", &t->id, "it has no id");
     if (!word_storable(t->org))
-        return refuse(st, "thread", &t->id, "its org is empty or not UTF-8");
+        return refuse(row, "thread", &t->id, "its org is empty or not UTF-8");
     if (t->title.s != NULL && !text_storable(t->title.s, t->title.n))
-        return refuse(st, "thread", &t->id,
+        return refuse(row, "thread", &t->id,
                       "its title is too large or not UTF-8 without NUL");
     if (!time_storable(t->created_us))
-        return refuse(st, "thread", &t->id, "its time is out of range");
+        return refuse(row, "thread", &t->id, "its time is out of range");
     return DAC_OK;
 }
 
@@ -120,7 +128,7 @@ static bool status_known(const char *status)
     return false;
 }
 
-static enum dac_err check_turn_words(struct store *st, const struct store_turn *t)
+static enum dac_err check_turn_words(struct store_row *row, const struct store_turn *t)
 {
     const struct {
         const char *name, *s;
@@ -137,15 +145,15 @@ static enum dac_err check_turn_words(struct store *st, const struct store_turn *
         if (words[i].s == NULL && words[i].optional)
             continue;
         if (!word_storable(words[i].s))
-            return refuse(st, "turn", &t->id, "its %s is empty or not UTF-8",
+            return refuse(row, "turn", &t->id, "its %s is empty or not UTF-8",
                           words[i].name);
     }
     if (!status_known(t->status))
-        return refuse(st, "turn", &t->id, "its status is none that can be stored");
+        return refuse(row, "turn", &t->id, "its status is none that can be stored");
     return DAC_OK;
 }
 
-static enum dac_err check_turn(struct store *st, const struct store_turn *t)
+static enum dac_err check_turn(struct store_row *row, const struct store_turn *t)
 {
     const struct {
         const char *name;
@@ -159,8 +167,8 @@ static enum dac_err check_turn(struct store *st, const struct store_turn *t)
 
     if (id_is_zero(&t->id) || id_is_zero(&t->user_message_id) ||
         (t->assistant_content.s != NULL && id_is_zero(&t->assistant_message_id)))
-        return refuse(st, "turn", &t->id, "it or one of its messages has no id");
-    enum dac_err e = check_turn_words(st, t);
+        return refuse(row, "turn", &t->id, "it or one of its messages has no id");
+    enum dac_err e = check_turn_words(row, t);
 
     if (e != DAC_OK)
         return e;
@@ -170,62 +178,143 @@ static enum dac_err check_turn(struct store *st, const struct store_turn *t)
         if (text->s == NULL && texts[i].optional)
             continue;
         if (text->s == NULL || !text_storable(text->s, text->n))
-            return refuse(st, "turn", &t->id,
+            return refuse(row, "turn", &t->id,
                           "its %s is missing, too large, or not UTF-8 without NUL",
                           texts[i].name);
     }
     if (!isfinite(t->ttft_ms) || !isfinite(t->latency_ms) || !isfinite(t->queue_wait_ms))
-        return refuse(st, "turn", &t->id, "a duration is not a number");
+        return refuse(row, "turn", &t->id, "a duration is not a number");
     if (!time_storable(t->created_us) || !time_storable(t->finished_us))
-        return refuse(st, "turn", &t->id, "a time is out of range");
+        return refuse(row, "turn", &t->id, "a time is out of range");
     return DAC_OK;
 }
 
-/* --- writing ------------------------------------------------------------------------ */
-
-enum dac_err store_put_thread(struct store *st, const struct store_thread *t)
+static enum dac_err check_change(struct store_row *row, const struct store_change *c)
 {
-    DAC_ASSERT(st->magic == STORE_MAGIC && st->in_batch);
-    enum dac_err e = check_thread(st, t);
-
-    return e == DAC_OK ? st->ops->put_thread(st, t) : e;
+    if (id_is_zero(&c->thread))
+        return refuse(row, "change of thread", &c->thread, "it has no id");
+    if (!word_storable(c->org))
+        return refuse(row, "change of thread", &c->thread,
+                      "its org is empty or not UTF-8");
+    if (c->title.s != NULL && !text_storable(c->title.s, c->title.n))
+        return refuse(row, "change of thread", &c->thread,
+                      "its title is too large or not UTF-8 without NUL");
+    if (!time_storable(c->at_us))
+        return refuse(row, "change of thread", &c->thread, "its time is out of range");
+    return DAC_OK;
 }
 
-enum dac_err store_put_turn(struct store *st, const struct store_turn *t)
+static void check_row(struct store_row *row)
 {
-    DAC_ASSERT(st->magic == STORE_MAGIC && st->in_batch);
-    enum dac_err e = check_turn(st, t);
+    enum dac_err e = DAC_OK;
 
-    return e == DAC_OK ? st->ops->put_turn(st, t) : e;
+    switch (row->kind) {
+    case STORE_THREAD:
+        e = check_thread(row, &row->u.thread);
+        break;
+    case STORE_TURN:
+        e = check_turn(row, &row->u.turn);
+        break;
+    case STORE_COUNTS:
+        break;
+    case STORE_TITLE:
+    case STORE_DELETE:
+        e = check_change(row, &row->u.change);
+        break;
+    }
+    if (e == DAC_OK) {
+        row->result = DAC_OK;
+        row->why[0] = '\0';
+    }
 }
 
-enum dac_err store_put_counts(struct store *st, const struct id *turn, int64_t followers,
-                              int64_t hits)
+/* --- batches ------------------------------------------------------------------------ */
+
+static void deliver(evutil_socket_t fd, short what, void *arg)
 {
-    DAC_ASSERT(st->magic == STORE_MAGIC && st->in_batch);
-    return st->ops->put_counts(st, turn, followers, hits);
+    struct store *st = arg;
+
+    (void)fd;
+    (void)what;
+    if (!st->busy || !st->ended) /* given up meanwhile */
+        return;
+    st->busy = st->ended = false;
+    st->rows = NULL;
+    st->n = 0;
+    st->cb(st->cb_arg, st->result);
 }
 
-enum dac_err store_commit(struct store *st)
+enum dac_err store_init(struct store *st, const struct store_ops *ops,
+                        struct event_base *base, const struct store_options *opt)
 {
-    DAC_ASSERT(st->magic == STORE_MAGIC && st->in_batch);
-    enum dac_err e = st->ops->commit(st);
-
-    if (e == DAC_OK)
-        st->in_batch = false;
-    return e;
+    st->magic = STORE_MAGIC;
+    st->ops = ops;
+    st->pid = getpid();
+    st->base = base;
+    st->alive = opt->alive;
+    st->alive_arg = opt->arg;
+    st->deliver = event_new(base, -1, 0, deliver, st);
+    return st->deliver != NULL ? DAC_OK : DAC_E_NOMEM;
 }
 
-void store_rollback(struct store *st)
+void store_fini(struct store *st)
+{
+    if (st->deliver != NULL)
+        event_free(st->deliver);
+    st->deliver = NULL;
+    st->magic = 0;
+}
+
+void store_alive(struct store *st)
+{
+    if (st->alive != NULL)
+        st->alive(st->alive_arg);
+}
+
+void store_write(struct store *st, struct store_row *rows, size_t n, uint64_t timeout_ns,
+                 store_write_cb cb, void *arg)
+{
+    DAC_ASSERT(st->magic == STORE_MAGIC && st->pid == getpid() && !st->busy);
+    for (size_t i = 0; i < n; i++)
+        check_row(&rows[i]);
+    st->rows = rows;
+    st->n = n;
+    st->timeout_ns = timeout_ns;
+    st->cb = cb;
+    st->cb_arg = arg;
+    st->busy = true;
+    st->ended = false;
+    st->ops->write(st);
+}
+
+void store_finish(struct store *st, enum dac_err e)
+{
+    DAC_ASSERT(st->busy && !st->ended);
+    st->ended = true;
+    st->result = e;
+    event_active(st->deliver, EV_TIMEOUT, 0);
+}
+
+bool store_busy(const struct store *st)
+{
+    return st->busy;
+}
+
+void store_abort(struct store *st)
 {
     DAC_ASSERT(st->magic == STORE_MAGIC);
-    if (st->in_batch)
-        st->ops->rollback(st);
-    st->in_batch = false;
+    if (!st->busy)
+        return;
+    if (!st->ended)
+        st->ops->abort(st);
+    event_del(st->deliver);
+    st->busy = st->ended = false;
+    st->rows = NULL;
+    st->n = 0;
 }
 
 void store_tidy(struct store *st)
 {
-    DAC_ASSERT(st->magic == STORE_MAGIC && !st->in_batch);
+    DAC_ASSERT(st->magic == STORE_MAGIC && !st->busy);
     st->ops->tidy(st);
 }

@@ -2,11 +2,11 @@
  * The store of threads and turns: one interface, several implementations. This header is
  * what the recorder (the only writer) and the workers (readers) know.
  *
- * Writer: synchronous calls between store_begin() and store_commit(); durable when commit
- * returned DAC_OK. Every write is idempotent by id, so a replay converges. Reader: every
- * query is asynchronous: the callback never runs before the call returned, always exactly
- * once unless cancelled, and rows are borrowed until it returns. No handle crosses a
- * fork. Text is UTF-8 without NUL. Times are wall clock, microseconds since 1970.
+ * Writer: one batch of rows at a time, durable when its callback says DAC_OK. Every row
+ * is idempotent by id, so a replay converges, also in another store. Reader: every query
+ * is asynchronous: the callback never runs before the call returned, always exactly once
+ * unless cancelled, and rows are borrowed until it returns. No handle crosses a fork.
+ * Text is UTF-8 without NUL. Times are wall clock, microseconds since 1970.
  */
 #ifndef DAC_STORE_STORE_H
 #define DAC_STORE_STORE_H
@@ -25,6 +25,10 @@ struct store_query;
 
 struct store_options {
     const char *sqlite; /* database file; its folder must exist */
+    /* Writer: called between two steps of a call that may take long, so that a watchdog
+     * sees life; NULL: nobody. */
+    void (*alive)(void *arg);
+    void *arg;
 };
 
 struct store_text {
@@ -58,6 +62,7 @@ struct store_turn {
     int64_t followers;
     int64_t hits;
     int generation;
+    const char *fetcher; /* who made the call, "worker 2"; NULL: unknown (writing only) */
     uint8_t key_digest[32];
     int64_t created_us;
     int64_t finished_us;
@@ -79,40 +84,79 @@ struct store_message {
 
 /* --- writer: the recorder ----------------------------------------------------------- */
 
-/* Opens and creates if missing (mode 0600). On failure `why` (of `n` bytes) says what and
- * where for the operator. */
-enum dac_err store_open(const struct store_options *opt, struct store **out, char *why,
-                        size_t n) DAC_CHECK;
+/* Final numbers of a turn that left memory. */
+struct store_counts {
+    struct id turn;
+    int64_t followers;
+    int64_t hits;
+};
+
+/* A new title of a thread, or its deletion, which is a mark. */
+struct store_change {
+    struct id thread;
+    const char *org;
+    struct store_text title; /* of STORE_TITLE; s NULL: none */
+    int64_t at_us;           /* when it was asked for */
+};
+
+enum store_row_kind { STORE_THREAD, STORE_TURN, STORE_COUNTS, STORE_TITLE, STORE_DELETE };
+
+#define STORE_WHY_SIZE 192
+
+struct store_row {
+    enum store_row_kind kind;
+    union {
+        struct store_thread thread;
+        struct store_turn turn;
+        struct store_counts counts;
+        struct store_change change;
+    } u;
+    /* Written by the store before the callback; of use only if that says DAC_OK.
+     * DAC_OK: stored, or it was there already. DAC_E_INVALID: refused for its data, and
+     * it alone. DAC_E_NOT_FOUND: its thread does not exist in its org (a turn, a title, a
+     * deletion), or its turn was never stored (counts). A thread that is marked as
+     * deleted still takes turns, since they were asked before; its title is gone. */
+    enum dac_err result;
+    char why[STORE_WHY_SIZE]; /* of a result that is not DAC_OK; no content of the row */
+};
+
+/* DAC_OK: all rows whose result says so are durable. Otherwise it is unknown whether any
+ * of the batch is stored; writing the batch again converges: DAC_E_BUSY (SQLite: another
+ * program has held the lock for 2 s), DAC_E_TIMEOUT, DAC_E_FULL, DAC_E_DENIED (may only
+ * read), DAC_E_STATE (not migrated), DAC_E_CLOSED (away), DAC_E_NOMEM, DAC_E_SYS. */
+typedef void (*store_write_cb)(void *arg, enum dac_err e);
+
+/* Opens and creates if missing (mode 0600). `base` is where callbacks come from. On
+ * failure `why` (of `n` bytes) says what and where for the operator. */
+enum dac_err store_open(struct event_base *base, const struct store_options *opt,
+                        struct store **out, char *why, size_t n) DAC_CHECK;
 /* Applies what is missing of the numbered migrations, all or nothing; needed before the
  * first batch. A database from a newer program, or of another one, is refused. */
 enum dac_err store_migrate(struct store *st, char *why, size_t n) DAC_CHECK;
+/* Forgets a batch that runs. */
 void store_close(struct store *st);
 /* "sqlite"; what `stored` says in answers. */
 const char *store_kind(const struct store *st);
+/* Whether a batch is worth trying: opened and migrated. */
+bool store_up(const struct store *st);
 
-/* DAC_E_BUSY: another program has held the database's lock for 2 s. */
-enum dac_err store_begin(struct store *st) DAC_CHECK;
-/* DAC_E_EXISTS is not an error but DAC_OK: the row is there. DAC_E_INVALID: the store
- * refuses this row for its data; the others of the batch are untouched.
- * DAC_E_NOT_FOUND: the turn's thread does not exist in its org. Other (DAC_E_FULL,
- * DAC_E_SYS, ...): the batch is lost, roll back; a new batch may succeed. A thread that
- * is marked as deleted still takes turns, since they were asked before. */
-enum dac_err store_put_thread(struct store *st, const struct store_thread *t) DAC_CHECK;
-enum dac_err store_put_turn(struct store *st, const struct store_turn *t) DAC_CHECK;
-/* Final numbers of a turn that leaves memory. DAC_E_NOT_FOUND: it was never stored; the
- * others of the batch are untouched. */
-enum dac_err store_put_counts(struct store *st, const struct id *turn, int64_t followers,
-                              int64_t hits) DAC_CHECK;
-/* DAC_OK: on disk. Otherwise nothing of the batch is; roll back. */
-enum dac_err store_commit(struct store *st) DAC_CHECK;
-/* Without effect outside a batch. */
-void store_rollback(struct store *st);
+/* Writes a batch in the order of its rows; one at a time. The rows and all they point to
+ * are the store's until the callback, which comes from the loop, never from inside the
+ * call. SQLite does the work inside the call, which may take 2 s and a commit.
+ * `timeout_ns`: how long the store may take to answer (SQLite: not looked at). */
+void store_write(struct store *st, struct store_row *rows, size_t n, uint64_t timeout_ns,
+                 store_write_cb cb, void *arg);
+/* Whether a batch runs: its callback is still to come. */
+bool store_busy(const struct store *st);
+/* Gives the rows back: no callback any more, and it is unknown what became of them.
+ * Without effect if none runs. */
+void store_abort(struct store *st);
 /* Upkeep that is due (SQLite: a checkpoint of the write-ahead log); may take as long as a
  * commit. Call between batches, after those who waited for the commit were told; a commit
  * does it itself when it is long overdue. */
 void store_tidy(struct store *st);
-/* Text of the last failure, with the file and what to do; no content of rows. Valid until
- * the next call. */
+/* Text of the last failure of a whole batch, with the place and what to do; no content of
+ * rows. Valid until the next call. */
 const char *store_error(const struct store *st);
 
 /* --- reader: the workers ------------------------------------------------------------ */

@@ -7,9 +7,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+static struct event_base *loop;
+static pid_t loop_pid;
 
 char fx_dir[64];
 char fx_db[96];
+void (*fx_alive)(void);
 
 void fx_setup(void)
 {
@@ -22,17 +27,37 @@ void fx_teardown(void)
 {
     char command[128];
 
+    if (loop != NULL)
+        event_base_free(loop);
+    loop = NULL;
     snprintf(command, sizeof(command), "rm -rf '%s'", fx_dir);
     ck_assert_int_eq(system(command), 0);
 }
 
+struct event_base *fx_base(void)
+{
+    if (loop == NULL || loop_pid != getpid())
+        loop = event_base_new();
+    loop_pid = getpid();
+    ck_assert_ptr_nonnull(loop);
+    return loop;
+}
+
+static void alive(void *arg)
+{
+    (void)arg;
+    if (fx_alive != NULL)
+        fx_alive();
+}
+
 struct store *fx_writer(void)
 {
-    struct store_options opt = {.sqlite = fx_db};
+    struct store_options opt = {.sqlite = fx_db, .alive = alive};
     struct store *st = NULL;
     char why[512] = "";
 
-    ck_assert_msg(store_open(&opt, &st, why, sizeof(why)) == DAC_OK, "%s", why);
+    ck_assert_msg(store_open(fx_base(), &opt, &st, why, sizeof(why)) == DAC_OK, "%s",
+                  why);
     ck_assert_msg(store_migrate(st, why, sizeof(why)) == DAC_OK, "%s", why);
     return st;
 }
@@ -101,20 +126,78 @@ struct store_turn fx_turn(unsigned n, unsigned thread)
     return t;
 }
 
+/* --- batches ------------------------------------------------------------------------ */
+
+struct store_row fx_thread_row(const struct store_thread *t)
+{
+    return (struct store_row){.kind = STORE_THREAD, .u.thread = *t};
+}
+
+struct store_row fx_turn_row(const struct store_turn *t)
+{
+    return (struct store_row){.kind = STORE_TURN, .u.turn = *t};
+}
+
+struct store_row fx_counts_row(const struct id *turn, int64_t followers, int64_t hits)
+{
+    return (struct store_row){
+        .kind = STORE_COUNTS,
+        .u.counts = {.turn = *turn, .followers = followers, .hits = hits}};
+}
+
+struct store_row fx_change_row(enum store_row_kind kind, unsigned n, const char *title)
+{
+    return (struct store_row){.kind = kind,
+                              .u.change = {.thread = fx_id('h', n),
+                                           .org = "acme",
+                                           .title = fx_text(title),
+                                           .at_us = FX_START_US + 1}};
+}
+
+struct written {
+    int calls;
+    enum dac_err e;
+};
+
+static void on_written(void *arg, enum dac_err e)
+{
+    struct written *w = arg;
+
+    w->calls++;
+    w->e = e;
+}
+
+enum dac_err fx_write(struct store *st, struct store_row *rows, size_t n)
+{
+    struct written w = {0};
+
+    store_write(st, rows, n, 2000000000, on_written, &w);
+    ck_assert_int_eq(w.calls, 0); /* never from inside the call */
+    ck_assert(store_busy(st));
+    while (w.calls == 0)
+        ck_assert_int_eq(event_base_loop(fx_base(), EVLOOP_ONCE), 0);
+    ck_assert_int_eq(w.calls, 1);
+    ck_assert(!store_busy(st));
+    return w.e;
+}
+
+enum dac_err fx_write_one(struct store *st, struct store_row row)
+{
+    enum dac_err e = fx_write(st, &row, 1);
+
+    return e != DAC_OK ? e : row.result;
+}
+
 void fx_store_thread(struct store *st, unsigned n)
 {
     struct store_thread t = fx_thread(n);
 
-    ck_assert_int_eq(store_begin(st), DAC_OK);
-    ck_assert_int_eq(store_put_thread(st, &t), DAC_OK);
-    ck_assert_int_eq(store_commit(st), DAC_OK);
+    ck_assert_int_eq(fx_write_one(st, fx_thread_row(&t)), DAC_OK);
 }
 
 void fx_store_turn(struct store *st, const struct store_turn *t)
 {
-    ck_assert_int_eq(store_begin(st), DAC_OK);
-    ck_assert_msg(store_put_turn(st, t) == DAC_OK, "%s", store_error(st));
-    ck_assert_int_eq(store_commit(st), DAC_OK);
+    ck_assert_msg(fx_write_one(st, fx_turn_row(t)) == DAC_OK, "%s", store_error(st));
 }
 
 static sqlite3 *shell(void)

@@ -18,9 +18,13 @@ extern char fx_dir[64];
 extern char fx_db[96];
 void fx_setup(void);
 void fx_teardown(void);
+/* Called by the writer between the last row of a batch and its commit; NULL: nobody. */
+extern void (*fx_alive)(void);
 
-/* The writer, opened and migrated; aborts the test if that fails. */
+/* The writer, opened and migrated; aborts the test if that fails. Its callbacks come from
+ * fx_base(), which is made anew in a forked child. */
 struct store *fx_writer(void);
+struct event_base *fx_base(void);
 struct store_reader *fx_reader(struct event_base *base);
 
 /* Ids that ascend with `n`; kinds are told apart by `kind`. */
@@ -31,6 +35,15 @@ struct store_thread fx_thread(unsigned n);
 /* Turn `n` of thread `thread` (0: stateless), complete, with both messages, a second
  * later than the one before. */
 struct store_turn fx_turn(unsigned n, unsigned thread);
+struct store_row fx_thread_row(const struct store_thread *t);
+struct store_row fx_turn_row(const struct store_turn *t);
+struct store_row fx_counts_row(const struct id *turn, int64_t followers, int64_t hits);
+/* STORE_TITLE or STORE_DELETE of thread `n` of "acme". */
+struct store_row fx_change_row(enum store_row_kind kind, unsigned n, const char *title);
+/* Writes a batch and waits for its callback; what that said. */
+enum dac_err fx_write(struct store *st, struct store_row *rows, size_t n);
+/* A batch of one row: what the batch said, or else the row. */
+enum dac_err fx_write_one(struct store *st, struct store_row row);
 /* Stores as a batch of its own; DAC_OK is asserted. */
 void fx_store_thread(struct store *st, unsigned n);
 void fx_store_turn(struct store *st, const struct store_turn *t);

@@ -36,7 +36,7 @@ static void teardown(void)
 static enum dac_err try_writer(void)
 {
     struct store *st = NULL;
-    enum dac_err e = store_open(&opt, &st, why, sizeof(why));
+    enum dac_err e = store_open(fx_base(), &opt, &st, why, sizeof(why));
 
     ck_assert_int_eq(st != NULL, e == DAC_OK);
     if (e == DAC_OK) {
@@ -75,6 +75,16 @@ static long size_of(const char *suffix)
 
 /* --- death -------------------------------------------------------------------------- */
 
+static int say_fd;
+
+/* Between the last row and the commit. */
+static void say_open_and_wait(void)
+{
+    if (write(say_fd, "o", 1) != 1)
+        _exit(1);
+    pause();
+}
+
 /* A child stores turns 1..5 as one batch, says so, puts turns 6..9 into an open one, says
  * so, and is killed there. Only pages in the log count: the child never closes anything.
  */
@@ -88,21 +98,19 @@ START_TEST(a_committed_batch_survives_a_kill_and_an_open_one_does_not)
 
     if (pid == 0) {
         struct store *st = fx_writer();
+        struct store_row rows[9];
 
         fx_store_thread(st, 1);
         for (unsigned n = 1; n <= 9; n++) {
             struct store_turn t = fx_turn(n, 1);
 
-            if ((n == 1 || n == 6) && store_begin(st) != DAC_OK)
-                _exit(1);
-            if (store_put_turn(st, &t) != DAC_OK)
-                _exit(1);
-            if (n == 5 && (store_commit(st) != DAC_OK || write(said[1], "c", 1) != 1))
-                _exit(1);
+            rows[n - 1] = fx_turn_row(&t);
         }
-        if (write(said[1], "o", 1) != 1)
+        if (fx_write(st, rows, 5) != DAC_OK || write(said[1], "c", 1) != 1)
             _exit(1);
-        pause();
+        say_fd = said[1];
+        fx_alive = say_open_and_wait;
+        (void)fx_write(st, rows + 5, 4);
         _exit(0);
     }
     ck_assert(read(said[0], &c, 1) == 1 && c == 'c');
@@ -190,25 +198,23 @@ START_TEST(a_batch_that_finds_no_room_fails_whole_and_can_be_tried_again)
     memset(big, 'x', sizeof(big));
     fx_store_thread(st, 1);
     for (int attempt = 0; attempt < 2; attempt++) {
-        enum dac_err e = DAC_OK;
+        struct store_row rows[8];
 
         limit_files(attempt == 0 ? (rlim_t)size_of("-wal") + 200000 : before.rlim_cur);
-        ck_assert_int_eq(store_begin(st), DAC_OK);
-        for (unsigned n = 1; e == DAC_OK && n <= 8; n++) {
+        for (unsigned n = 1; n <= 8; n++) {
             struct store_turn t = fx_turn(n, 1);
 
             t.assistant_content = (struct store_text){big, sizeof(big)};
-            e = store_put_turn(st, &t);
+            rows[n - 1] = fx_turn_row(&t);
         }
-        if (e == DAC_OK)
-            e = store_commit(st);
+        enum dac_err e = fx_write(st, rows, 8);
+
         if (attempt == 1) {
             ck_assert_int_eq(e, DAC_OK);
             break;
         }
         ck_assert_msg(e == DAC_E_SYS || e == DAC_E_FULL, "%s", store_error(st));
         ck_assert_ptr_nonnull(strstr(store_error(st), fx_db));
-        store_rollback(st);
         limit_files(before.rlim_cur);
         ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), 0);
     }
@@ -274,10 +280,8 @@ START_TEST(a_damaged_database_fails_the_batch_and_not_the_row)
     struct store_turn t = fx_turn(1, 1);
 
     st = fx_writer();
-    ck_assert_int_eq(store_begin(st), DAC_OK);
-    ck_assert_int_eq(store_put_turn(st, &t), DAC_E_SYS);
+    ck_assert_int_eq(fx_write_one(st, fx_turn_row(&t)), DAC_E_SYS);
     ck_assert_ptr_nonnull(strstr(store_error(st), "damaged"));
-    store_rollback(st);
     store_close(st);
 }
 END_TEST
@@ -289,8 +293,9 @@ START_TEST(an_old_or_missing_database_is_not_read)
     ck_assert_int_eq(size_of(""), -1);
     struct store *st = NULL;
 
-    ck_assert_int_eq(store_open(&opt, &st, why, sizeof(why)), DAC_OK);
-    ck_assert_int_eq(store_begin(st), DAC_E_STATE);
+    ck_assert_int_eq(store_open(fx_base(), &opt, &st, why, sizeof(why)), DAC_OK);
+    ck_assert(!store_up(st));
+    ck_assert_int_eq(fx_write(st, NULL, 0), DAC_E_STATE);
     ck_assert_int_eq(try_reader(), DAC_E_STATE);
     expect_why("not been migrated");
     store_close(st);
@@ -302,15 +307,15 @@ START_TEST(a_missing_folder_or_a_folder_as_file_is_said)
     struct store *st = NULL;
     struct store_options o = {.sqlite = "/tmp/no-such-folder-of-dac/x.db"};
 
-    ck_assert_int_eq(store_open(&o, &st, why, sizeof(why)), DAC_E_SYS);
+    ck_assert_int_eq(store_open(fx_base(), &o, &st, why, sizeof(why)), DAC_E_SYS);
     ck_assert_ptr_null(st);
     ck_assert_ptr_nonnull(strstr(why, "\"/tmp/no-such-folder-of-dac\""));
     ck_assert_ptr_nonnull(strstr(why, "create it"));
     o.sqlite = fx_dir;
-    ck_assert_int_eq(store_open(&o, &st, why, sizeof(why)), DAC_E_SYS);
+    ck_assert_int_eq(store_open(fx_base(), &o, &st, why, sizeof(why)), DAC_E_SYS);
     ck_assert_ptr_nonnull(strstr(why, "not a regular file"));
     o.sqlite = "";
-    ck_assert_int_eq(store_open(&o, &st, why, sizeof(why)), DAC_E_INVALID);
+    ck_assert_int_eq(store_open(fx_base(), &o, &st, why, sizeof(why)), DAC_E_INVALID);
     ck_assert_ptr_nonnull(strstr(why, "[store]"));
 }
 END_TEST
@@ -347,12 +352,11 @@ START_TEST(a_lock_held_by_a_shell_is_said_after_two_seconds)
     ck_assert_int_eq(sqlite3_exec(shell, "BEGIN IMMEDIATE", NULL, NULL, NULL), SQLITE_OK);
     uint64_t t0 = clock_now_ns();
 
-    ck_assert_int_eq(store_begin(st), DAC_E_BUSY);
+    ck_assert_int_eq(fx_write(st, NULL, 0), DAC_E_BUSY);
     ck_assert_uint_ge(clock_now_ns() - t0, 1900 * NS_PER_MS);
     ck_assert_ptr_nonnull(strstr(store_error(st), "another program holds its lock"));
     ck_assert_int_eq(sqlite3_exec(shell, "COMMIT", NULL, NULL, NULL), SQLITE_OK);
-    ck_assert_int_eq(store_begin(st), DAC_OK);
-    store_rollback(st);
+    ck_assert_int_eq(fx_write(st, NULL, 0), DAC_OK);
     sqlite3_close(shell);
     store_close(st);
 }

@@ -1,6 +1,6 @@
 /*
- * What the recorder writes: batches, replays, rows that are refused, counts, the views
- * that people read, and how times are written.
+ * What the recorder writes: batches, replays, rows that are refused, changes of threads,
+ * counts, the views that people read, and how times are written.
  */
 #include <check.h>
 #include <math.h>
@@ -58,12 +58,12 @@ START_TEST(a_replay_converges)
     struct store_thread h = fx_thread(1);
 
     for (int i = 0; i < 3; i++) {
-        ck_assert_int_eq(store_begin(st), DAC_OK);
-        ck_assert_int_eq(store_put_thread(st, &h), DAC_OK);
-        ck_assert_int_eq(store_put_turn(st, &t), DAC_OK);
-        ck_assert_int_eq(store_put_turn(st, &t), DAC_OK);
-        ck_assert_int_eq(store_put_counts(st, &t.id, 49, 2), DAC_OK);
-        ck_assert_int_eq(store_commit(st), DAC_OK);
+        struct store_row rows[] = {fx_thread_row(&h), fx_turn_row(&t), fx_turn_row(&t),
+                                   fx_counts_row(&t.id, 49, 2)};
+
+        ck_assert_int_eq(fx_write(st, rows, DAC_ARRAY_LEN(rows)), DAC_OK);
+        for (size_t k = 0; k < DAC_ARRAY_LEN(rows); k++)
+            ck_assert_msg(rows[k].result == DAC_OK, "%s", rows[k].why);
         t.assistant_content = fx_text("another answer"); /* the first one stands */
         h.title = fx_text("another title");
     }
@@ -84,25 +84,82 @@ START_TEST(an_id_of_another_org_is_refused)
 
     fx_store_turn(st, &t);
     t.org = h.org = "other";
-    ck_assert_int_eq(store_begin(st), DAC_OK);
-    ck_assert_int_eq(store_put_turn(st, &t), DAC_E_INVALID);
-    ck_assert_int_eq(store_put_thread(st, &h), DAC_E_INVALID);
-    ck_assert_int_eq(store_commit(st), DAC_OK);
+    struct store_row rows[] = {fx_turn_row(&t), fx_thread_row(&h)};
+
+    ck_assert_int_eq(fx_write(st, rows, 2), DAC_OK);
+    ck_assert_int_eq(rows[0].result, DAC_E_INVALID);
+    ck_assert_int_eq(rows[1].result, DAC_E_INVALID);
     ck_assert_int_eq(fx_int("SELECT count(*) FROM turns WHERE org = 'acme'"), 1);
 }
 END_TEST
 
-START_TEST(a_rolled_back_batch_is_gone)
+static void never(void *arg, enum dac_err e)
+{
+    (void)arg;
+    ck_abort_msg("called back with %d", e);
+}
+
+START_TEST(a_batch_that_was_given_up_is_not_called_back_and_may_be_written_again)
 {
     struct store_turn t = fx_turn(1, 1);
+    struct store_row row = fx_turn_row(&t);
 
-    ck_assert_int_eq(store_begin(st), DAC_OK);
-    ck_assert_int_eq(store_put_turn(st, &t), DAC_OK);
-    store_rollback(st);
-    store_rollback(st);
-    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), 0);
+    store_write(st, &row, 1, 1, never, NULL);
+    ck_assert(store_busy(st));
+    store_abort(st);
+    store_abort(st);
+    ck_assert(!store_busy(st));
+    event_base_loop(fx_base(), EVLOOP_NONBLOCK);
     fx_store_turn(st, &t);
     ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), 1);
+}
+END_TEST
+
+START_TEST(an_empty_batch_is_stored_like_any_other)
+{
+    ck_assert(store_up(st));
+    ck_assert_int_eq(fx_write(st, NULL, 0), DAC_OK);
+}
+END_TEST
+
+/* --- changes of threads ------------------------------------------------------------- */
+
+START_TEST(titles_and_deletions_reach_the_thread_and_converge)
+{
+    for (int i = 0; i < 2; i++) {
+        struct store_row rows[] = {
+            fx_change_row(STORE_TITLE, 1, "first"), fx_change_row(STORE_TITLE, 1, "last"),
+            fx_change_row(STORE_TITLE, 9, "none there"),
+            fx_change_row(STORE_DELETE, 9, NULL), fx_change_row(STORE_TITLE, 1, "other")};
+
+        rows[4].u.change.org = "other";
+        ck_assert_int_eq(fx_write(st, rows, DAC_ARRAY_LEN(rows)), DAC_OK);
+        ck_assert_int_eq(rows[0].result, DAC_OK);
+        ck_assert_int_eq(rows[1].result, DAC_OK);
+        for (size_t k = 2; k < 5; k++)
+            ck_assert_int_eq(rows[k].result, DAC_E_NOT_FOUND);
+        ck_assert_int_eq(fx_int("SELECT count(*) FROM threads WHERE title = 'last'"), 1);
+    }
+    struct store_row gone = fx_change_row(STORE_DELETE, 1, NULL);
+
+    ck_assert_int_eq(fx_write_one(st, gone), DAC_OK);
+    gone.u.change.at_us += 1000000; /* the first deletion stands */
+    ck_assert_int_eq(fx_write_one(st, gone), DAC_OK);
+    ck_assert_int_eq(fx_write_one(st, fx_change_row(STORE_TITLE, 1, "too late")),
+                     DAC_E_NOT_FOUND);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM threads WHERE title = 'last' AND "
+                            "deleted_at = '2026-01-01 00:00:00.000001'"),
+                     1);
+}
+END_TEST
+
+START_TEST(a_title_may_be_taken_away)
+{
+    struct store_row bad = fx_change_row(STORE_TITLE, 1, "\xff");
+
+    ck_assert_int_eq(fx_write_one(st, bad), DAC_E_INVALID);
+    ck_assert_int_eq(fx_write_one(st, fx_change_row(STORE_TITLE, 1, NULL)), DAC_OK);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM threads WHERE title IS NULL"), 1);
 }
 END_TEST
 
@@ -207,14 +264,16 @@ START_TEST(a_refused_turn_leaves_the_others_of_its_batch)
 
     bad.user_content = fx_text("a secret");
     refusals[_i].spoil(&bad);
-    ck_assert_int_eq(store_begin(st), DAC_OK);
-    ck_assert_int_eq(store_put_turn(st, &before), DAC_OK);
-    ck_assert_msg(store_put_turn(st, &bad) == refusals[_i].e, "%s: %s", refusals[_i].name,
-                  store_error(st));
-    ck_assert_str_ne(store_error(st), "");
-    ck_assert_ptr_null(strstr(store_error(st), "secret"));
-    ck_assert_int_eq(store_put_turn(st, &after), DAC_OK);
-    ck_assert_int_eq(store_commit(st), DAC_OK);
+    struct store_row rows[] = {fx_turn_row(&before), fx_turn_row(&bad),
+                               fx_turn_row(&after)};
+
+    ck_assert_int_eq(fx_write(st, rows, 3), DAC_OK);
+    ck_assert_int_eq(rows[0].result, DAC_OK);
+    ck_assert_msg(rows[1].result == refusals[_i].e, "%s: %s", refusals[_i].name,
+                  rows[1].why);
+    ck_assert_str_ne(rows[1].why, "");
+    ck_assert_ptr_null(strstr(rows[1].why, "secret"));
+    ck_assert_int_eq(rows[2].result, DAC_OK);
     ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), 2);
     ck_assert_int_eq(fx_int("SELECT count(*) FROM messages"), 4);
     ck_assert_int_eq(fx_int("SELECT count(*) FROM messages m LEFT JOIN turns t ON t.id = "
@@ -227,18 +286,16 @@ START_TEST(a_thread_is_refused_for_its_data)
 {
     struct store_thread t = fx_thread(2);
 
-    ck_assert_int_eq(store_begin(st), DAC_OK);
     t.title = TEXT("a\xc3");
-    ck_assert_int_eq(store_put_thread(st, &t), DAC_E_INVALID);
+    ck_assert_int_eq(fx_write_one(st, fx_thread_row(&t)), DAC_E_INVALID);
     t.title.s = NULL;
     t.org = "";
-    ck_assert_int_eq(store_put_thread(st, &t), DAC_E_INVALID);
+    ck_assert_int_eq(fx_write_one(st, fx_thread_row(&t)), DAC_E_INVALID);
     t.org = "acme";
     t.created_us = INT64_MIN;
-    ck_assert_int_eq(store_put_thread(st, &t), DAC_E_INVALID);
+    ck_assert_int_eq(fx_write_one(st, fx_thread_row(&t)), DAC_E_INVALID);
     t.created_us = FX_START_US;
-    ck_assert_int_eq(store_put_thread(st, &t), DAC_OK);
-    ck_assert_int_eq(store_commit(st), DAC_OK);
+    ck_assert_int_eq(fx_write_one(st, fx_thread_row(&t)), DAC_OK);
     ck_assert_int_eq(fx_int("SELECT count(*) FROM threads WHERE title IS NULL"), 1);
 }
 END_TEST
@@ -248,11 +305,12 @@ START_TEST(counts_need_a_stored_turn)
     struct store_turn t = fx_turn(1, 1);
     struct id other = fx_id('t', 2);
 
-    ck_assert_int_eq(store_begin(st), DAC_OK);
-    ck_assert_int_eq(store_put_turn(st, &t), DAC_OK);
-    ck_assert_int_eq(store_put_counts(st, &other, 1, 1), DAC_E_NOT_FOUND);
-    ck_assert_int_eq(store_put_counts(st, &t.id, 7, 8), DAC_OK);
-    ck_assert_int_eq(store_commit(st), DAC_OK);
+    struct store_row rows[] = {fx_turn_row(&t), fx_counts_row(&other, 1, 1),
+                               fx_counts_row(&t.id, 7, 8)};
+
+    ck_assert_int_eq(fx_write(st, rows, 3), DAC_OK);
+    ck_assert_int_eq(rows[1].result, DAC_E_NOT_FOUND);
+    ck_assert_int_eq(rows[2].result, DAC_OK);
     ck_assert_int_eq(fx_int("SELECT followers * 10 + hits FROM turns"), 78);
 }
 END_TEST
@@ -283,9 +341,9 @@ START_TEST(the_view_of_the_last_hundred_counts_right)
         {"ttft_p50_ms", 7.5},    {"ttft_p95_ms", 11.6},   {"ttft_p99_ms", 12},
         {"ttft_max_ms", 12},
     };
+    static struct store_row rows[120];
     char sql[160];
 
-    ck_assert_int_eq(store_begin(st), DAC_OK);
     for (unsigned n = 1; n <= 120; n++) {
         struct store_turn t = fx_turn(n, n % 2);
 
@@ -302,9 +360,9 @@ START_TEST(the_view_of_the_last_hundred_counts_right)
         } else if (n <= 40) {
             t.status = "cancelled";
         }
-        ck_assert_int_eq(store_put_turn(st, &t), DAC_OK);
+        rows[n - 1] = fx_turn_row(&t);
     }
-    ck_assert_int_eq(store_commit(st), DAC_OK);
+    ck_assert_int_eq(fx_write(st, rows, 120), DAC_OK);
     for (size_t i = 0; i < DAC_ARRAY_LEN(table); i++) {
         snprintf(sql, sizeof(sql), "SELECT abs(%s - %.4f) < 1e-9 FROM slo_last_100",
                  table[i].column, table[i].want);
@@ -380,7 +438,11 @@ int main(void)
     tcase_add_test(tc, files_are_for_their_owner_alone);
     tcase_add_test(tc, a_replay_converges);
     tcase_add_test(tc, an_id_of_another_org_is_refused);
-    tcase_add_test(tc, a_rolled_back_batch_is_gone);
+    tcase_add_test(tc,
+                   a_batch_that_was_given_up_is_not_called_back_and_may_be_written_again);
+    tcase_add_test(tc, an_empty_batch_is_stored_like_any_other);
+    tcase_add_test(tc, titles_and_deletions_reach_the_thread_and_converge);
+    tcase_add_test(tc, a_title_may_be_taken_away);
     tcase_add_loop_test(tc, a_refused_turn_leaves_the_others_of_its_batch, 0,
                         (int)DAC_ARRAY_LEN(refusals));
     tcase_add_test(tc, a_thread_is_refused_for_its_data);
