@@ -19,7 +19,7 @@ cd "$(dirname "$0")/.."
 build_packages="build-essential autoconf pkg-config libevent-dev libcurl4-openssl-dev
     libnghttp2-dev libssl-dev libjson-c-dev libpq-dev libsqlite3-dev check"
 check_packages="$build_packages clang clang-format libclang-rt-14-dev cppcheck shellcheck
-    sqlite3 curl jq openssl procps python3-venv"
+    sqlite3 curl jq openssl procps python3-venv postgresql pgbouncer"
 demo_packages="$build_packages sqlite3 curl jq openssl procps python3-venv libgomp1 libstdc++6"
 model_checker_packages="build-essential spin"
 node_packages="openai@7.57.0"

@@ -94,5 +94,48 @@ def dac(make_dac):
     return make_dac()
 
 
+@pytest.fixture
+def make_postgres():
+    """Factory of servers: make_postgres(settings={...}, disk="160m"), started."""
+    from lib.postgres import Postgres
+
+    made = []
+
+    def make(**kw):
+        start = kw.pop("start", True)
+        server = Postgres(**kw)
+        made.append(server)
+        return server.start() if start else server
+
+    yield make
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def postgres(make_postgres):
+    """A PostgreSQL server of this test, with an empty database `dac`."""
+    return make_postgres()
+
+
+@pytest.fixture
+def pgbouncer(postgres):
+    """pgbouncer in transaction mode in front of `postgres`."""
+    from lib.postgres import Pgbouncer
+
+    pooler = Pgbouncer(postgres)
+    try:
+        yield pooler.start()
+    finally:
+        pooler.close()
+
+
+def pytest_sessionfinish():
+    import sys
+
+    if "lib.postgres" in sys.modules:
+        sys.modules["lib.postgres"].remove_template()
+
+
 def pytest_report_header():
     return f"binaries: {BUILD}"
