@@ -157,8 +157,7 @@ static void on_thread(void *arg, enum dac_err e, const struct store_thread *t)
         flights_ask(api->flights, ask);
     else
         read_refuse(ask->ex, e, "thread");
-    turn_request_free(&ask->request);
-    free(ask);
+    ask_free(ask);
 }
 
 /* The thread is looked up before the question may join anything. */
@@ -167,8 +166,7 @@ static void look_up_thread(struct api *api, struct http_exchange *ex, struct ask
     struct read *rd = read_new(api, ex);
 
     if (!rd) {
-        turn_request_free(&ask->request);
-        free(ask);
+        ask_free(ask);
         return;
     }
     rd->ask = ask;
@@ -194,8 +192,7 @@ static void ask_in_thread(struct http_exchange *ex, struct api *api, bool stream
         if (fill_ask(api, ex, body, stream, ask)) {
             look_up_thread(api, ex, ask);
         } else {
-            turn_request_free(&ask->request);
-            free(ask);
+            ask_free(ask);
         }
     }
     json_object_put(body);

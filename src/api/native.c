@@ -427,6 +427,11 @@ static void thread_answer(const struct turn_view *v, struct member *m,
     char id[ID_TEXT_SIZE];
     char at[32];
 
+    if (v->stored == STORED_FAILED && r->thread.op != THREAD_CREATE) {
+        struct http_problem p = {.status = 404, .code = "thread_not_found", .offset = -1};
+        http_respond_problem(m->ex, &p, "the thread was deleted meanwhile");
+        return;
+    }
     if (!was_stored(v)) {
         struct http_problem p = {.status = v->stored == STORED_NO ? 503 : 500,
                                  .code = "not_stored",
@@ -434,6 +439,10 @@ static void thread_answer(const struct turn_view *v, struct member *m,
                                  .retry_after_ms = v->stored == STORED_NO ? 1000 : 0,
                                  .retryable = v->stored == STORED_NO};
         http_respond_problem(m->ex, &p, "the thread could not be stored");
+        return;
+    }
+    if (r->thread.op == THREAD_DELETE) {
+        http_respond(m->ex, 204, NULL, NULL, 0);
         return;
     }
     id_format(&r->thread.thread_id, id);
@@ -444,7 +453,7 @@ static void thread_answer(const struct turn_view *v, struct member *m,
     else
         buf_puts(&b, "null");
     buf_printf(&b, ",\"created_at\":\"%s\"}", at);
-    native_respond(m->ex, 201, &b);
+    native_respond(m->ex, r->thread.op == THREAD_CREATE ? 201 : 200, &b);
 }
 
 const struct dialect native_stream = {

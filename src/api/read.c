@@ -10,10 +10,7 @@
 
 static void read_free(struct read *rd)
 {
-    if (rd->ask) {
-        turn_request_free(&rd->ask->request);
-        free(rd->ask);
-    }
+    ask_free(rd->ask);
     free(rd);
 }
 

@@ -10,6 +10,8 @@ const struct http_route api_routes[] = {
     {WRITE, "/api/threads", api_threads_create, true},
     {READ, "/api/threads", api_threads_list, false},
     {READ, "/api/threads/{id}", api_thread_get, false},
+    {HTTP_PATCH, "/api/threads/{id}", api_thread_patch, true},
+    {HTTP_DELETE, "/api/threads/{id}", api_thread_delete, false},
     {READ, "/api/threads/{id}/messages", api_thread_messages, false},
     {WRITE, "/api/threads/{id}/messages", api_ask, true},
     {WRITE, "/api/threads/{id}/messages/stream", api_ask_stream, true},

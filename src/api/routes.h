@@ -10,6 +10,8 @@
 void api_threads_create(struct http_exchange *ex, void *ctx);
 void api_threads_list(struct http_exchange *ex, void *ctx);
 void api_thread_get(struct http_exchange *ex, void *ctx);
+void api_thread_patch(struct http_exchange *ex, void *ctx);
+void api_thread_delete(struct http_exchange *ex, void *ctx);
 void api_thread_messages(struct http_exchange *ex, void *ctx);
 
 void api_ask(struct http_exchange *ex, void *ctx);

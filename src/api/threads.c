@@ -1,7 +1,12 @@
 /*
- * Threads: creating, listing, showing one, listing its messages.
+ * Threads: creating, listing, showing one, renaming and deleting it, listing its
+ * messages.
+ *
+ * A change is looked up first, so that what is not there is a 404, and then handed to the
+ * recorder like a new thread: answered after its commit. Deleting is a mark in the store.
  */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "api/input.h"
@@ -127,6 +132,99 @@ void api_thread_get(struct http_exchange *ex, void *ctx)
     if (rd)
         read_started(rd, store_read_thread(api->reader, org, &id, on_thread, rd));
 }
+
+/* --- changes ------------------------------------------------------------------------ */
+
+static void on_thread_to_change(void *arg, enum dac_err e, const struct store_thread *t)
+{
+    struct read *rd = arg;
+    struct api *api = rd->api;
+    struct ask *ask = rd->ask;
+
+    rd->ask = NULL;
+    ask->ex = read_done(rd);
+    if (e == DAC_OK) {
+        ask->thread.created_us = t->created_us;
+        flights_ask(api->flights, ask);
+    } else {
+        read_refuse(ask->ex, e, "thread");
+    }
+    ask_free(ask);
+}
+
+/* Takes the ask over. */
+static void look_up_and_change(struct api *api, struct http_exchange *ex, struct ask *ask)
+{
+    struct read *rd = read_new(api, ex);
+
+    if (!rd) {
+        ask_free(ask);
+        return;
+    }
+    rd->ask = ask;
+    read_started(rd, store_read_thread(api->reader, ask->thread.org,
+                                       &ask->thread.thread_id, on_thread_to_change, rd));
+}
+
+/* An ask for a change of the thread in the path; NULL: refused. */
+static struct ask *change_new(struct http_exchange *ex, enum thread_op op)
+{
+    char org[ORG_MAX + 1];
+    struct id id;
+
+    if (!input_org(ex, org) || !input_path_id(ex, 0, "thread", &id))
+        return NULL;
+    struct ask *ask = calloc(1, sizeof *ask);
+    if (!ask) {
+        input_refuse(ex, 503, "no_memory", NULL,
+                     "the gateway is out of memory; try again");
+        return NULL;
+    }
+    ask->kind = FLIGHT_THREAD;
+    ask->dialect = &native_thread;
+    turn_request_init(&ask->request);
+    ask->thread.op = op;
+    ask->thread.thread_id = id;
+    ask->thread.title.max = TITLE_MAX * 3;
+    memcpy(ask->thread.org, org, sizeof ask->thread.org);
+    return ask;
+}
+
+void api_thread_patch(struct http_exchange *ex, void *ctx)
+{
+    static const char *const known[] = {"title", NULL};
+    struct json_object *body, *title;
+    const char *text;
+    size_t n;
+
+    if (!input_object(ex, false, &body))
+        return;
+    bool ok = input_known(ex, body, known);
+    if (ok && !json_object_object_get_ex(body, "title", &title)) {
+        input_refuse(ex, 400, "missing_field", "title",
+                     "title must be given: a string, or null for none");
+        ok = false;
+    }
+    struct ask *ask = NULL;
+    if (ok && (!title || input_string(ex, body, "title", TITLE_MAX, &text, &n)))
+        ask = change_new(ex, THREAD_TITLE);
+    if (ask) {
+        if (title)
+            utf8_put_storable(&ask->thread.title, text, n);
+        look_up_and_change(ctx, ex, ask);
+    }
+    json_object_put(body);
+}
+
+void api_thread_delete(struct http_exchange *ex, void *ctx)
+{
+    struct ask *ask = change_new(ex, THREAD_DELETE);
+
+    if (ask)
+        look_up_and_change(ctx, ex, ask);
+}
+
+/* --- messages ----------------------------------------------------------------------- */
 
 static void put_message(struct buf *b, const struct store_message *m)
 {

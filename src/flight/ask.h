@@ -23,6 +23,9 @@ struct ask {
     uint64_t abandon_grace_ns; /* already bounded */
 };
 
+/* Frees one that was allocated, with its request and thread; not its exchange. */
+void ask_free(struct ask *ask);
+
 /* Takes over the exchange: it will be answered, whatever happens, and its callbacks are
  * set here. `ask` itself is the caller's, its request and thread are emptied. */
 void flights_ask(struct flights *fl, struct ask *ask);

@@ -391,6 +391,15 @@ static void wait_for_room(struct flights *fl, struct member *m, struct ask *ask)
     arm_room_timer(fl);
 }
 
+void ask_free(struct ask *ask)
+{
+    if (!ask)
+        return;
+    turn_request_free(&ask->request);
+    thread_request_free(&ask->thread);
+    free(ask);
+}
+
 void flights_ask(struct flights *fl, struct ask *ask)
 {
     struct member *m = member_new(ask->ex, ask->dialect);

@@ -154,7 +154,8 @@ enum dac_err thread_request_write(const struct thread_request *r, struct buf *ou
     put_id(out, "thread_id", &r->thread_id);
     if (r->title.data)
         put_text(out, "title", r->title.data, r->title.len);
-    buf_printf(out, ",\"created_us\":%lld}", (long long)r->created_us);
+    buf_printf(out, ",\"created_us\":%lld,\"op\":%d}", (long long)r->created_us,
+               (int)r->op);
     return out->failed ? DAC_E_NOMEM : DAC_OK;
 }
 
@@ -173,6 +174,11 @@ enum dac_err thread_request_parse(const char *json, size_t n, struct thread_requ
         !get_buf(o, "title", &out->title))
         e = DAC_E_CORRUPT;
     out->created_us = json_object_get_int64(json_object_object_get(o, "created_us"));
+    int op = json_object_get_int(json_object_object_get(o, "op"));
+    if (op < THREAD_CREATE || op > THREAD_DELETE)
+        e = DAC_E_CORRUPT;
+    else
+        out->op = (enum thread_op)op;
     json_object_put(o);
     return e;
 }

@@ -40,11 +40,15 @@ enum dac_err turn_request_write(const struct turn_request *r, struct buf *out) D
 enum dac_err turn_request_parse(const char *json, size_t n,
                                 struct turn_request *out) DAC_CHECK;
 
+enum thread_op { THREAD_CREATE, THREAD_TITLE, THREAD_DELETE };
+
+/* A thread to create, or a change of one. */
 struct thread_request {
+    enum thread_op op;
     char org[ORG_MAX + 1];
     struct id thread_id;
-    int64_t created_us;
-    struct buf title; /* owned; data NULL: none */
+    int64_t created_us; /* of the thread */
+    struct buf title;   /* owned; data NULL: none */
 };
 
 void thread_request_free(struct thread_request *r);

@@ -165,12 +165,22 @@ static void fill_turn(struct recorder *r, const struct turn_result *res,
         turn->assistant_content.s = ""; /* an answer of no text is one nevertheless */
 }
 
-static void fill_thread(const struct thread_request *t, struct store_thread *thread)
+static void fill_thread(const struct thread_request *t, int64_t at_us,
+                        struct store_row *row)
 {
-    *thread = (struct store_thread){.id = t->thread_id,
-                                    .org = t->org,
-                                    .title = {.s = t->title.data, .n = t->title.len},
-                                    .created_us = t->created_us};
+    const struct store_text title = {.s = t->title.data, .n = t->title.len};
+
+    if (t->op == THREAD_CREATE) {
+        row->kind = STORE_THREAD;
+        row->u.thread = (struct store_thread){.id = t->thread_id,
+                                              .org = t->org,
+                                              .title = title,
+                                              .created_us = t->created_us};
+        return;
+    }
+    row->kind = t->op == THREAD_TITLE ? STORE_TITLE : STORE_DELETE;
+    row->u.change = (struct store_change){
+        .thread = t->thread_id, .org = t->org, .title = title, .at_us = at_us};
 }
 
 /* Makes the row of one flight. Other than DAC_OK: no batch can be made now. */
@@ -197,8 +207,7 @@ static enum dac_err add_flight(struct recorder *r, uint32_t flight)
     if (e != DAC_OK)
         return e;
     if (thread && res->has_thread && res->ended && res->end.status == TURN_COMPLETE) {
-        row->kind = STORE_THREAD;
-        fill_thread(&res->thread, &row->u.thread);
+        fill_thread(&res->thread, f->created_us, row);
     } else if (!thread && res->has_request) {
         row->kind = STORE_TURN;
         o->status = status_of(res);
