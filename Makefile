@@ -17,7 +17,7 @@ BUILD := build/crash
 override CONFIGURE_FLAGS += --enable-crashpoints
 else ifdef COVERAGE
 BUILD := build/coverage
-override CONFIGURE_FLAGS += --enable-coverage
+override CONFIGURE_FLAGS += --enable-coverage --enable-crashpoints
 else ifdef FUZZ
 BUILD := build/fuzz
 override CONFIGURE_FLAGS += --enable-sanitize CC=clang 'CFLAGS=-O1 -g -fsanitize=fuzzer-no-link'
@@ -42,7 +42,7 @@ say = @printf '  %-6s %s\n'
 endif
 
 # These need no configuration; what needs one they get by calling make again.
-FREE_GOALS := help deps clean distclean dist format check check-asan check-tsan fuzz model demo
+FREE_GOALS := help deps clean distclean dist format check check-asan check-tsan coverage fuzz model demo
 ifneq ($(filter-out $(FREE_GOALS),$(or $(MAKECMDGOALS),all)),)
 include $(CONF)/config.mk
 endif
@@ -214,6 +214,17 @@ check-tsan: deps ## workers and recorder as threads of one process under ThreadS
 
 run-tsan: $(BUILD)/tests/shm/test_threads
 	@TSAN_OPTIONS='halt_on_error=0 exitcode=66' tools/run-tests.sh tsan $(BUILD)/results $<
+
+SHM_UNIT_TESTS := $(filter $(BUILD)/tests/unit/test_shm_%,$(UNIT_TESTS))
+
+.PHONY: coverage run-coverage
+coverage: deps ## lines and branches of shm/ that the tests reach (MISSING=1: those they don't)
+	+@$(MAKE) --no-print-directory BUILD=$(BUILD)/coverage COVERAGE=1 run-coverage
+
+run-coverage: $(SHM_UNIT_TESTS) $(SHM_TESTS)
+	@find $(BUILD) -name '*.gcda' -delete
+	@tools/run-tests.sh coverage $(BUILD)/results $^
+	@tools/coverage.py $(BUILD) shm --lines 95 --branches 85 $(if $(MISSING),--missing)
 
 .PHONY: torture
 torture: all ## random deaths under a mixed load (KILLS=200 SEED=number)
