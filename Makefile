@@ -227,9 +227,10 @@ run-coverage: $(SHM_UNIT_TESTS) $(SHM_TESTS)
 	@tools/coverage.py $(BUILD) shm --lines 95 --branches 85 $(if $(MISSING),--missing)
 
 .PHONY: torture
-torture: all ## random deaths under a mixed load (KILLS=200 SEED=number)
+torture: all ## random deaths under a mixed load (KILLS=200 SEED=number JOBS=1)
 	@tools/install-deps.sh venv
-	@DAC_BUILD=$(BUILD) .venv/bin/python tests/torture/torture.py --kills $(or $(KILLS),200) $(if $(SEED),--seed $(SEED))
+	@DAC_BUILD=$(BUILD) PYTHONDONTWRITEBYTECODE=1 .venv/bin/python tests/torture/torture.py \
+	    --kills $(or $(KILLS),200) --jobs $(or $(JOBS),1) $(if $(SEED),--seed $(SEED))
 
 .PHONY: model
 model: ## explore the models of shm/ exhaustively (spin), and find what is broken on purpose

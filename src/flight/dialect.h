@@ -94,8 +94,9 @@ struct member {
     uint16_t begin_generation; /* of the ids that it starts with */
     uint64_t begin;            /* where the answer that it knows begins in the log */
     bool reset_first;          /* it resumes from a generation that is no more */
-    uint64_t skip_bytes;       /* of answer text that it has already, when it resumes */
-    uint64_t hit_ttl_ns;       /* of a hit: what is left of the TTL */
+    struct position has; /* with reset_first: what the client has, up to the reset */
+    uint64_t skip_bytes; /* of answer text that it has already, when it resumes */
+    uint64_t hit_ttl_ns; /* of a hit: what is left of the TTL */
     /* Of a LAGGING member. */
     struct blocklog_cursor cursor;
     struct position at;
