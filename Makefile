@@ -201,6 +201,12 @@ check-crash: all ## only the system tests of crash points (with CRASHPOINTS=1)
 	@tools/install-deps.sh venv
 	@tools/run-pytest.sh crash $(BUILD) -m crashpoints $(PYTEST_FLAGS)
 
+.PHONY: check-systemd
+check-systemd: all ## the service under a real systemd (root; not part of check)
+	@tools/install-deps.sh venv
+	@[ "$$(id -u)" != 0 ] || tools/install-deps.sh systemd
+	@TESTS=tests/systemd tools/run-pytest.sh systemd $(BUILD) $(PYTEST_FLAGS)
+
 .PHONY: fuzz run-fuzzers
 fuzz: deps ## feed the parsers junk, FUZZ_SECONDS=10 each (clang)
 	+@$(MAKE) --no-print-directory BUILD=$(BUILD)/fuzz FUZZ=1 run-fuzzers
@@ -257,6 +263,10 @@ demo: ## a real model, one question, 50 clients (MODEL=mock: without the model)
 
 # --- install, clean --------------------------------------------------------------------
 
+# Where systemd looks below any usual prefix.
+unitdir := $(prefix)/lib/systemd/system
+sysusersdir := $(prefix)/lib/sysusers.d
+
 .PHONY: install
 install: all ## install into $(DESTDIR)$(prefix)
 	install -d $(DESTDIR)$(sbindir) $(DESTDIR)$(bindir) $(DESTDIR)$(sysconfdir)/dac \
@@ -265,6 +275,11 @@ install: all ## install into $(DESTDIR)$(prefix)
 	install -m 755 $(filter-out $(BUILD)/dacd,$(BINARIES)) $(DESTDIR)$(bindir)
 	install -m 644 etc/dac.conf.sample $(DESTDIR)$(sysconfdir)/dac/dac.conf.sample
 	install -m 644 README.md CHANGELOG.md LICENSE docs/design.md $(DESTDIR)$(docdir)
+	install -d $(DESTDIR)$(unitdir) $(DESTDIR)$(sysusersdir)
+	sed 's,/usr/sbin/,$(sbindir)/,; s,/etc/dac/,$(sysconfdir)/dac/,' systemd/dacd.service \
+	    >$(DESTDIR)$(unitdir)/dacd.service
+	chmod 644 $(DESTDIR)$(unitdir)/dacd.service
+	install -m 644 systemd/dac.sysusers $(DESTDIR)$(sysusersdir)/dac.conf
 
 .PHONY: dist
 dist: configure ## a source archive with configure inside
