@@ -17,7 +17,7 @@ BUILD := build/crash
 override CONFIGURE_FLAGS += --enable-crashpoints
 else ifdef COVERAGE
 BUILD := build/coverage
-override CONFIGURE_FLAGS += --enable-coverage
+override CONFIGURE_FLAGS += --enable-coverage --enable-crashpoints
 else ifdef FUZZ
 BUILD := build/fuzz
 override CONFIGURE_FLAGS += --enable-sanitize CC=clang 'CFLAGS=-O1 -g -fsanitize=fuzzer-no-link'
@@ -42,7 +42,7 @@ say = @printf '  %-6s %s\n'
 endif
 
 # These need no configuration; what needs one they get by calling make again.
-FREE_GOALS := help deps clean distclean dist format check check-asan check-tsan fuzz model demo
+FREE_GOALS := help deps clean distclean dist format check check-asan check-tsan coverage fuzz model demo
 ifneq ($(filter-out $(FREE_GOALS),$(or $(MAKECMDGOALS),all)),)
 include $(CONF)/config.mk
 endif
@@ -202,6 +202,12 @@ check-crash: all ## only the system tests of crash points (with CRASHPOINTS=1)
 	@tools/install-deps.sh venv
 	@tools/run-pytest.sh crash $(BUILD) -m crashpoints $(PYTEST_FLAGS)
 
+.PHONY: check-systemd
+check-systemd: all ## the service under a real systemd (root; not part of check)
+	@tools/install-deps.sh venv
+	@[ "$$(id -u)" != 0 ] || tools/install-deps.sh systemd
+	@TESTS=tests/systemd tools/run-pytest.sh systemd $(BUILD) $(PYTEST_FLAGS)
+
 .PHONY: fuzz run-fuzzers
 fuzz: deps ## feed the parsers junk, FUZZ_SECONDS=10 each (clang)
 	+@$(MAKE) --no-print-directory BUILD=$(BUILD)/fuzz FUZZ=1 run-fuzzers
@@ -216,10 +222,22 @@ check-tsan: deps ## workers and recorder as threads of one process under ThreadS
 run-tsan: $(BUILD)/tests/shm/test_threads
 	@TSAN_OPTIONS='halt_on_error=0 exitcode=66' tools/run-tests.sh tsan $(BUILD)/results $<
 
+SHM_UNIT_TESTS := $(filter $(BUILD)/tests/unit/test_shm_%,$(UNIT_TESTS))
+
+.PHONY: coverage run-coverage
+coverage: deps ## lines and branches of shm/ that the tests reach (MISSING=1: those they don't)
+	+@$(MAKE) --no-print-directory BUILD=$(BUILD)/coverage COVERAGE=1 run-coverage
+
+run-coverage: $(SHM_UNIT_TESTS) $(SHM_TESTS)
+	@find $(BUILD) -name '*.gcda' -delete
+	@tools/run-tests.sh coverage $(BUILD)/results $^
+	@tools/coverage.py $(BUILD) shm --lines 95 --branches 85 $(if $(MISSING),--missing)
+
 .PHONY: torture
-torture: all ## random deaths under a mixed load (KILLS=200 SEED=number)
+torture: all ## random deaths under a mixed load (KILLS=200 SEED=number JOBS=1)
 	@tools/install-deps.sh venv
-	@DAC_BUILD=$(BUILD) .venv/bin/python tests/torture/torture.py --kills $(or $(KILLS),200) $(if $(SEED),--seed $(SEED))
+	@DAC_BUILD=$(BUILD) PYTHONDONTWRITEBYTECODE=1 .venv/bin/python tests/torture/torture.py \
+	    --kills $(or $(KILLS),200) --jobs $(or $(JOBS),1) $(if $(SEED),--seed $(SEED))
 
 .PHONY: model
 model: ## explore the models of shm/ exhaustively (spin), and find what is broken on purpose
@@ -246,6 +264,10 @@ demo: ## a real model, one question, 50 clients (MODEL=mock: without the model)
 
 # --- install, clean --------------------------------------------------------------------
 
+# Where systemd looks below any usual prefix.
+unitdir := $(prefix)/lib/systemd/system
+sysusersdir := $(prefix)/lib/sysusers.d
+
 .PHONY: install
 install: all ## install into $(DESTDIR)$(prefix)
 	install -d $(DESTDIR)$(sbindir) $(DESTDIR)$(bindir) $(DESTDIR)$(sysconfdir)/dac \
@@ -254,6 +276,11 @@ install: all ## install into $(DESTDIR)$(prefix)
 	install -m 755 $(filter-out $(BUILD)/dacd,$(BINARIES)) $(DESTDIR)$(bindir)
 	install -m 644 etc/dac.conf.sample $(DESTDIR)$(sysconfdir)/dac/dac.conf.sample
 	install -m 644 README.md CHANGELOG.md LICENSE docs/design.md $(DESTDIR)$(docdir)
+	install -d $(DESTDIR)$(unitdir) $(DESTDIR)$(sysusersdir)
+	sed 's,/usr/sbin/,$(sbindir)/,; s,/etc/dac/,$(sysconfdir)/dac/,' systemd/dacd.service \
+	    >$(DESTDIR)$(unitdir)/dacd.service
+	chmod 644 $(DESTDIR)$(unitdir)/dacd.service
+	install -m 644 systemd/dac.sysusers $(DESTDIR)$(sysusersdir)/dac.conf
 
 .PHONY: dist
 dist: configure ## a source archive with configure inside

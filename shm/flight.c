@@ -224,6 +224,7 @@ bool flight_decline(struct shm *shm, uint32_t index, bool declined)
         atomic_fetch_or_explicit(word, bit, memory_order_acq_rel);
     else
         atomic_fetch_and_explicit(word, ~bit, memory_order_acq_rel);
+    CRASH_POINT("declined");
     return true;
 }
 

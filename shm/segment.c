@@ -24,6 +24,7 @@
 #include "shm/pacer.h"
 
 #define SEGMENT_TRIES 3
+#define SHM_FOLDER    "/dev/shm" /* where shm_open() has its names, on Linux */
 
 static uint64_t align_up(uint64_t n, uint64_t to)
 {
@@ -191,16 +192,16 @@ static enum dac_err open_eventfds(struct shm *shm, char *why, size_t n)
     return DAC_OK;
 }
 
-/* Whether the name still leads to the file that `fd` has open. */
+/* Whether the name still leads to the file that `fd` has open. Needs no descriptor, since
+ * a maker that had none left would leave what it just made. */
 static bool same_file(const char *path, int fd)
 {
+    char file[sizeof(SHM_FOLDER) + SHM_NAME_SIZE + 2];
     struct stat a, b;
-    int named = shm_open(path, O_RDONLY | O_CLOEXEC, 0);
-    bool same = named >= 0 && fstat(named, &a) == 0 && fstat(fd, &b) == 0 &&
-                a.st_ino == b.st_ino && a.st_dev == b.st_dev;
-    if (named >= 0)
-        close(named);
-    return same;
+
+    snprintf(file, sizeof file, SHM_FOLDER "%s", path);
+    return stat(file, &a) == 0 && fstat(fd, &b) == 0 && a.st_ino == b.st_ino &&
+           a.st_dev == b.st_dev;
 }
 
 static void name_the_holder(const char *name, int fd, char *why, size_t n)
@@ -350,9 +351,10 @@ enum dac_err segment_attach(const char *name, struct shm *out, char *why, size_t
     snprintf(path, sizeof path, "/%s", name);
     fd = shm_open(path, O_RDONLY | O_CLOEXEC, 0);
     if (fd < 0) {
+        int err = errno;
         snprintf(why, n, "could not open instance \"%s\" in /dev/shm: %s", name,
-                 strerror(errno));
-        return errno == ENOENT ? DAC_E_NOT_FOUND : DAC_E_SYS;
+                 strerror(err));
+        return err == ENOENT ? DAC_E_NOT_FOUND : DAC_E_SYS;
     }
     enum dac_err e = DAC_E_CORRUPT;
     if (fstat(fd, &st) != 0 || (size_t)st.st_size < sizeof(struct shm_header)) {

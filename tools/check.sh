@@ -3,7 +3,8 @@
 #
 #   tools/check.sh normal BUILD [PYTEST OPTION...]   programs as they ship; the shared-memory
 #                                                    tests and those that kill dacd at each
-#                                                    crash point are of BUILD/crash
+#                                                    crash point are of BUILD/crash; 200
+#                                                    random deaths, by another seed each time
 #   tools/check.sh asan BUILD [PYTEST OPTION...]     all in BUILD/asan, under ASan and UBSan;
 #                                                    of the system tests those marked smoke
 #                                                    (all of them with FULL=1)
@@ -35,12 +36,13 @@ normal)
     $build_with --no-print-directory "BUILD=$build" tests
     $build_with --no-print-directory "BUILD=$build/crash" CRASHPOINTS=1 tests
     results="$build/results/unit $build/crash/results/shm $build/results/system
-        $build/crash/results/crash"
+        $build/crash/results/crash $build/results/torture"
     rm -f $results
     part check-unit "BUILD=$build"
     part check-shm "BUILD=$build/crash" CRASHPOINTS=1
     part check-system "BUILD=$build" "PYTEST_FLAGS=$*"
     part check-crash "BUILD=$build/crash" CRASHPOINTS=1 "PYTEST_FLAGS=$*"
+    part torture "BUILD=$build" KILLS=200 JOBS=2
     ;;
 asan)
     only='-m smoke'

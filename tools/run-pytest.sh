@@ -3,7 +3,7 @@
 #
 #   tools/run-pytest.sh NAME BUILD [PYTEST OPTION...]
 #
-# The tests find the programs by DAC_BUILD, Node by PATH, its packages by NODE_PATH. The last
+# TESTS names another folder of tests. They find the programs by DAC_BUILD, Node by PATH, its packages by NODE_PATH. The last
 # line is "NAME: N passed, N failed, N skipped" and is kept in BUILD/results/NAME.
 set -eu
 
@@ -14,7 +14,8 @@ mkdir -p "$build/results"
 xml=$build/results/$name.xml
 rm -f "$xml"
 
-if ! ls tests/system/test_*.py >/dev/null 2>&1; then
+tests=${TESTS:-tests/system}
+if ! ls "$tests"/test_*.py >/dev/null 2>&1; then
     echo "$name: 0 passed, 0 failed, 0 skipped" | tee "$build/results/$name"
     exit 0
 fi
@@ -24,7 +25,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 export NODE_PATH="$PWD/.venv/node/node_modules"
 export PYTHONDONTWRITEBYTECODE=1
 status=0
-.venv/bin/python -m pytest tests/system -p no:cacheprovider -ra --junitxml="$xml" "$@" \
+.venv/bin/python -m pytest "$tests" -p no:cacheprovider -ra --junitxml="$xml" "$@" \
     </dev/null || status=$?
 # Exit status 5: the options picked no test, which is no failure of a test.
 [ "$status" -ne 5 ] || status=0

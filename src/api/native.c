@@ -104,10 +104,13 @@ void native_put_reset(struct buf *out, struct position at, const char *reason)
 static void stream_open(const struct turn_view *v, const struct member *m,
                         struct position at, struct buf *out)
 {
-    begin(out, "ping", at);
+    /* Cut off before the reset, it must come back as one who has the old text. */
+    struct position has = m->reset_first ? m->has : at;
+
+    begin(out, "ping", has);
     buf_printf(out, "{\"at_ms\":%lld}", (long long)(clock_wall_us() / 1000));
     sse_put_end(out);
-    begin(out, "meta", at);
+    begin(out, "meta", has);
     buf_putc(out, '{');
     put_member(out, "turn_id", v->turn_id);
     buf_putc(out, ',');

@@ -75,6 +75,7 @@ static void put_stored_events(struct buf *b, const struct store_turn *t,
              t->finish_reason ? t->finish_reason : "");
     snprintf(v.end.code, sizeof v.end.code, "%s", t->error_code ? t->error_code : "");
     snprintf(v.end.message, sizeof v.end.message, "the answer ended as %s", t->status);
+    at.text_bytes = skip;
     native_stream.open(&v, m, at, b);
     at.text_bytes = n;
     if (n > skip)
@@ -101,8 +102,10 @@ static void on_turn(void *arg, enum dac_err e, const struct store_turn *t)
     }
     size_t n = t->assistant_content.s ? t->assistant_content.n : 0;
     m.reset_first = from.has_generation && from.generation != t->generation;
-    if (m.reset_first)
+    if (m.reset_first) {
+        m.has = (struct position){from.generation, from.text_bytes};
         from.text_bytes = 0;
+    }
     if (from.text_bytes > n) {
         refuse_position(ex);
         return;

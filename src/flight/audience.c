@@ -123,6 +123,10 @@ void cursor_begin(struct local_flight *lf, struct blocklog_cursor *c, struct pos
     blocklog_seek(c, lf->ref, atomic_load_explicit(&f->start, memory_order_acquire));
     *at = (struct position){.generation =
                                 flight_load(lf->fl->shm, lf->ref.index).generation};
+    /* The word is ahead of the log until RESET is published. */
+    struct blocklog_record r;
+    if (blocklog_peek(lf->fl->shm, c, &r) == DAC_OK)
+        at->generation = r.generation;
 }
 
 void cursor_skip_old(struct local_flight *lf, struct blocklog_cursor *c,
@@ -163,8 +167,10 @@ enum dac_err encode_records(struct local_flight *lf, struct blocklog_cursor *c,
     buf_reset(&fl->text);
     while (c->offset - start < PASS_BYTES && (*content & CONTENT_RESET) == 0 &&
            (e = blocklog_peek(fl->shm, c, &r)) == DAC_OK) {
-        if (r.type == RECORD_RESET && c->offset != start)
-            break; /* it is a pass of its own */
+        /* RESET is a pass of its own, and all content of a pass has one generation. */
+        if (c->offset != start &&
+            (r.type == RECORD_RESET || (*content && r.generation != at->generation)))
+            break;
         void *scratch = flights_scratch(fl, r.len);
         if (!scratch)
             return DAC_E_NOMEM;
@@ -254,6 +260,7 @@ static enum dac_err pass_begin(struct local_flight *lf)
                                     &content, &ended);
     if (e != DAC_OK)
         return e;
+    lf->pass_at.generation = lf->at.generation;
     for (size_t i = 0; i < n; i++)
         if (http_piece_end(&encoders[i]->buf, &encoders[i]->piece) != DAC_OK)
             return DAC_E_NOMEM;
@@ -314,6 +321,29 @@ static void send_to(struct member *m)
     member_set_state(m, MEMBER_LAGGING);
 }
 
+/* The members to come, their exchanges and connections lie anywhere in memory, and the
+ * kernel's part of a send() drives them out of the cache: so each is asked for a few
+ * sends before its turn, one step of the chain of pointers at a time. */
+static void expect(const struct member *m)
+{
+    const struct member *second, *third;
+
+    if (!m)
+        return;
+    if (m->ex)
+        http_stream_expect_next(m->ex);
+    second = TAILQ_NEXT(m, link);
+    if (!second)
+        return;
+    if (second->ex)
+        http_stream_expect(second->ex);
+    third = TAILQ_NEXT(second, link);
+    if (!third)
+        return;
+    __builtin_prefetch(third);
+    __builtin_prefetch((const char *)third + 64);
+}
+
 /* Walks on; false: the budget is used up. */
 static bool pass_walk(struct local_flight *lf, int *budget)
 {
@@ -323,6 +353,7 @@ static bool pass_walk(struct local_flight *lf, int *budget)
         if (*budget <= 0)
             return false;
         lf->pass_next = TAILQ_NEXT(m, link);
+        expect(lf->pass_next);
         send_to(m);
         (*budget)--;
     }

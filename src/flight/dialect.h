@@ -76,26 +76,28 @@ struct dialect {
 
 enum member_state { MEMBER_WAITING, MEMBER_LIVE, MEMBER_LAGGING, MEMBER_ENDING };
 
+/* What a pass of fan-out looks at comes first, in 64 bytes. */
 struct member {
     TAILQ_ENTRY(member) link;
     struct local_flight *flight; /* NULL: waits for room in the table */
     const struct dialect *dialect;
     struct http_exchange *ex; /* NULL once it is over */
-    enum join_role role;
+    uint64_t last_sent_ns;
+    enum member_state state;
+    bool first_sent;    /* its `first` event went out */
+    bool tail_sent;     /* its `end` went out */
     bool bypassed;      /* its flight is its own */
     bool include_usage; /* OpenAI's stream_options.include_usage */
-    enum member_state state;
-    bool first_sent; /* its `first` event went out */
-    bool tail_sent;  /* its `end` went out */
-    uint64_t arrived_ns;
-    uint64_t last_sent_ns;
-    bool broken;  /* it heard of a generation that is no more, and can't begin anew */
-    bool resumed; /* the two below are set */
+    enum join_role role;
+    bool broken;      /* it heard of a generation that is no more, and can't begin anew */
+    bool resumed;     /* the two below are set */
+    bool reset_first; /* it resumes from a generation that is no more */
     uint16_t begin_generation; /* of the ids that it starts with */
     uint64_t begin;            /* where the answer that it knows begins in the log */
-    bool reset_first;          /* it resumes from a generation that is no more */
-    uint64_t skip_bytes;       /* of answer text that it has already, when it resumes */
-    uint64_t hit_ttl_ns;       /* of a hit: what is left of the TTL */
+    struct position has; /* with reset_first: what the client has, up to the reset */
+    uint64_t arrived_ns;
+    uint64_t skip_bytes; /* of answer text that it has already, when it resumes */
+    uint64_t hit_ttl_ns; /* of a hit: what is left of the TTL */
     /* Of a LAGGING member. */
     struct blocklog_cursor cursor;
     struct position at;

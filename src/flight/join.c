@@ -505,9 +505,10 @@ static enum dac_err add_attached(struct local_flight *lf, const struct dialect *
         local_settle(lf);
         return DAC_E_NOMEM;
     }
-    if (from && !is_of(from, present))
+    if (from && !is_of(from, present)) {
         m->reset_first = true;
-    else if (from)
+        m->has = (struct position){from->generation, from->text_bytes};
+    } else if (from)
         m->skip_bytes = from->text_bytes;
     if (from) {
         m->resumed = true;

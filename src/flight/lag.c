@@ -192,6 +192,7 @@ static enum dac_err lag_step(struct member *m, bool *ended)
         m->broken = !m->dialect->can_reset && m->first_sent;
     }
 
+    before.generation = m->at.generation;
     if (e == DAC_OK) {
         piece_begin(b);
         if (first_is_due(m, content)) {

@@ -357,7 +357,7 @@ void conn_drain(struct conn *c)
 {
     if (c->pending.len > c->pending_off)
         return; /* a request is being begun */
-    conn_on_readable(c->fd, EV_READ, c);
+    conn_read(c);
     if (c->state == CONN_IDLE)
         conn_gone(c);
 }

@@ -47,15 +47,23 @@ static void on_input(struct conn *c, const char *data, size_t n)
     conn_update_reading(c);
 }
 
-/* A client that shuts its side down while it waits counts as gone; so nobody asks a
- * provider for someone who cannot be told from a vanished client. */
+/* Left for the next turn it stays readable, so the loop calls again. */
 void conn_on_readable(int fd, short what, void *arg)
 {
     struct conn *c = arg;
-    char *buf = c->server->read_buf;
 
+    (void)fd;
     (void)what;
-    ssize_t n = recv(fd, buf, HTTP_READ_SIZE, MSG_DONTWAIT);
+    if (c->state != CONN_IDLE || server_may_begin(c->server))
+        conn_read(c);
+}
+
+/* A client that shuts its side down while it waits counts as gone; so nobody asks a
+ * provider for someone who cannot be told from a vanished client. */
+void conn_read(struct conn *c)
+{
+    char *buf = c->server->read_buf;
+    ssize_t n = recv(c->fd, buf, HTTP_READ_SIZE, MSG_DONTWAIT);
     if (n > 0)
         on_input(c, buf, (size_t)n);
     else if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
@@ -83,9 +91,22 @@ static enum dac_err keep_rest(struct conn *c, const struct iovec *iov, int count
     return DAC_OK;
 }
 
-enum dac_err conn_send(struct conn *c, struct iovec *iov, int count)
+/* One slice goes by send(), which costs the kernel less than a message of one. */
+static ssize_t send_slices(int fd, struct iovec *iov, int count)
 {
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)count};
+    ssize_t sent;
+
+    do
+        sent = count == 1
+                   ? send(fd, iov->iov_base, iov->iov_len, MSG_NOSIGNAL | MSG_DONTWAIT)
+                   : sendmsg(fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (sent < 0 && errno == EINTR);
+    return sent;
+}
+
+enum dac_err conn_send(struct conn *c, struct iovec *iov, int count)
+{
     size_t total = 0;
     ssize_t sent = 0;
 
@@ -97,9 +118,7 @@ enum dac_err conn_send(struct conn *c, struct iovec *iov, int count)
         return conn_unsent(c) ? DAC_E_AGAIN : DAC_OK;
     bool was_empty = conn_unsent(c) == 0;
     if (was_empty) {
-        do
-            sent = sendmsg(c->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
-        while (sent < 0 && errno == EINTR);
+        sent = send_slices(c->fd, iov, count);
         if (sent < 0 && errno != EAGAIN && errno != EWOULDBLOCK) {
             conn_mark_broken(c);
             return DAC_E_CLOSED;

@@ -184,6 +184,11 @@ enum dac_err http_piece_end(struct buf *b, struct http_piece *out) DAC_CHECK;
 /* Whether nothing is unsent, so that http_stream_send() is allowed. */
 bool http_stream_ready(const struct http_exchange *ex);
 
+/* For one who sends to many: fetches into the cache what http_stream_send() to `ex` will
+ * look at. First the exchange alone, a little later what hangs on it. No other effect. */
+void http_stream_expect(const struct http_exchange *ex);
+void http_stream_expect_next(const struct http_exchange *ex);
+
 /* Sends a piece with one send() at once. DAC_OK: all is with the kernel. DAC_E_AGAIN: the
  * rest was copied as the connection's one unsent remainder; on_writable() follows when it
  * is gone, until then nothing may be sent (DAC_E_STATE). DAC_E_CLOSED: the peer is gone;

@@ -175,6 +175,19 @@ bool http_stream_ready(const struct http_exchange *ex)
     return ex->streaming && (!ex->head_sent || conn_unsent(ex->conn) == 0);
 }
 
+void http_stream_expect(const struct http_exchange *ex)
+{
+    __builtin_prefetch(ex);
+}
+
+void http_stream_expect_next(const struct http_exchange *ex)
+{
+    const char *c = (const char *)ex->conn;
+
+    __builtin_prefetch(c);
+    __builtin_prefetch(c + 64);
+}
+
 /* The slice of a piece that this client gets. */
 static struct iovec piece_bytes(const struct http_exchange *ex,
                                 const struct http_piece *piece)

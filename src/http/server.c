@@ -58,6 +58,23 @@ static void on_turn(int fd, short what, void *arg)
         server_turn(s);
 }
 
+bool server_may_begin(struct http_server *s)
+{
+    if (s->begun == 0)
+        event_active(&s->ev_begun, EV_TIMEOUT, 0);
+    return s->begun++ < HTTP_BEGINS_A_TURN;
+}
+
+/* Activated by the turn's first beginning, so it runs behind all events of that turn. */
+static void on_begun(int fd, short what, void *arg)
+{
+    struct http_server *s = arg;
+
+    (void)fd;
+    (void)what;
+    s->begun = 0;
+}
+
 /* A quarter of the shortest limit, inside bounds, so that no wait is much too long. */
 static uint64_t sweep_interval_ns(const struct http_server *s)
 {
@@ -120,6 +137,7 @@ enum dac_err http_server_new(struct event_base *base,
     evtimer_assign(&s->ev_turn, base, on_turn, s);
     evtimer_assign(&s->ev_sweep, base, on_sweep, s);
     evtimer_assign(&s->ev_accept, base, accept_resume, s);
+    evtimer_assign(&s->ev_begun, base, on_begun, s);
     *out = s;
     return DAC_OK;
 }
@@ -138,6 +156,7 @@ void http_server_free(struct http_server *s)
     event_del(&s->ev_turn);
     event_del(&s->ev_sweep);
     event_del(&s->ev_accept);
+    event_del(&s->ev_begun);
     free(s);
 }
 

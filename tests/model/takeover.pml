@@ -8,6 +8,10 @@
  * encode_records; src/flight/join.c: flights_resume, add_attached (ATTACH); src/api/native.c
  * and turn_stream.c: event ids.
  *
+ * takeover_keep_question is `question`: a follower that joined before the question was in the
+ * log has its own copy. flight_decline only tells the recorder when: here it may end an
+ * orphan at any time.
+ *
  * One flight, one log of whole records (blocklog.pml is about their bytes), WORKERS workers
  * with one client each, of which worker 0 fetches at first. Anybody, the recorder too, may
  * die between any two steps, DEATHS times in a run. A dead worker is reaped, swept and
@@ -16,7 +20,7 @@
  *
  * Holds: only one owner appends; generations in the log never fall, there is one END and it
  * is last; what a client is sent never belongs to an older generation than what it was sent
- * before; every text is whole and has no byte twice; whoever comes when a takeover goes on
+ * before; nothing is answered before the question is in the log; every text is whole and has no byte twice; whoever comes when a takeover goes on
  * streaming sees nothing of what was before it; at last the flight has ended, and so has
  * every client.
  *
@@ -29,6 +33,7 @@
  *   BROKEN_START_FIRST  `start` is stored before RESET is published
  *   BROKEN_START_LOST   a successor leaves `start` where it is if the RESET is there already
  *   BROKEN_WORD_GEN     a resumed client is compared with the generation of the flight's word
+ *   BROKEN_NO_QUESTION  a reader takes over a flight without a question that it has not, either
  *   BROKEN_OPEN_AT_ZERO the first event of a resumed stream says position 0
  */
 #ifndef WORKERS
@@ -58,6 +63,7 @@
 byte state = RUNNING, owner = 0, generation;
 byte records[LOG_MAX];
 byte tail, start;
+bool asked; /* REQUEST is in the log; it is none of `records` */
 byte dead = NOBODY; /* who is to be reaped */
 byte deaths;
 
@@ -83,7 +89,7 @@ Client clients[WORKERS];
 inline append(type, gen, n)
 {
     d_step {
-        assert(!ended && gen >= log_gen);
+        assert(!ended && gen >= log_gen && (asked || type == END));
         log_gen = gen;
         records[tail] = RECORD(type, gen, n);
         tail++;
@@ -132,7 +138,13 @@ inline deliver(rec)
 /* Where a reader begins: behind the last RESET, or at 0; `from_gen` is that RESET's. */
 inline attach()
 {
-    atomic { MAY_DIE; at = start; ME.least = settled }
+    atomic {
+        MAY_DIE; at = start; ME.least = settled;
+        if
+        :: question = !asked
+        :: !leads -> question = false /* no memory for it, or it came by the turn's id */
+        fi
+    }
     atomic {
         MAY_DIE;
         d_step {
@@ -222,7 +234,12 @@ inline take_over()
     d_step { content = false; begin = 0; n = 0 }
 }
 
-#define CAN_BEGIN_ANEW (!ME.over && (ME.native || ME.got == 0))
+#ifdef BROKEN_NO_QUESTION
+#define CAN_ASK true
+#else
+#define CAN_ASK (asked || question)
+#endif
+#define CAN_BEGIN_ANEW (!ME.over && (ME.native || ME.got == 0) && CAN_ASK)
 #ifdef BROKEN_BEHIND_END
 #define UNFINISHED true
 #else
@@ -232,15 +249,16 @@ inline take_over()
 proctype Worker(byte me)
 {
     byte at, past, from_gen, i, mine, n, begin, seen_gen;
-    bool leads, content;
+    bool leads, content, question;
 
     leads = (owner == me);
 born:
     attach();
     do
     /* the owner's steps */
-    :: atomic { leads && n < TEXTS -> MAY_DIE; append(TEXT, mine, n); n++ }
-    :: leads ->
+    :: atomic { leads && !asked && question -> MAY_DIE; asked = true; question = false }
+    :: atomic { leads && asked && n < TEXTS -> MAY_DIE; append(TEXT, mine, n); n++ }
+    :: leads && asked ->
         atomic { MAY_DIE; append(END, mine, 0) }
         atomic {
             MAY_DIE;
@@ -248,6 +266,7 @@ born:
             state = ENDED; owner = NOBODY; leads = false
         }
     /* the reader's */
+    :: atomic { asked && question -> question = false }
     :: atomic { !ME.over && at < tail && at >= start -> MAY_DIE; deliver(records[at]); at++ }
     :: atomic {
            !ME.over && at < start -> MAY_DIE;
@@ -293,7 +312,7 @@ died:
         dead == NOBODY -> /* swept: a new process, and the client or another one comes */
         d_step {
             at = 0; past = 0; from_gen = 0; mine = 0; n = 0; begin = 0; seen_gen = 0;
-            leads = false; content = false; i = 0;
+            leads = false; content = false; question = false; i = 0;
             if
             :: !ME.native -> ME.got = 0; ME.least = 0; ME.has_id = false
             :: else

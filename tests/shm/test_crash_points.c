@@ -304,6 +304,156 @@ START_TEST(late_claimer_is_found)
 }
 END_TEST
 
+/* --- losers of a race --------------------------------------------------------------- */
+
+/* A child that stops at the first pass of `point`, in `slot`; 0 in the child. */
+static pid_t stopped_at(const char *point, uint32_t slot, int (*fn)(void))
+{
+    int status;
+    pid_t pid = fork_actor(slot);
+
+    if (pid == 0) {
+        setenv("DAC_CRASH_AT", point, 1);
+        setenv("DAC_CRASH_SIGNAL", "STOP", 1);
+        setenv("DAC_CRASH_ROLE", "worker", 1);
+        crash_set_role("worker");
+        _exit(fn());
+    }
+    ck_assert_int_eq(waitpid(pid, &status, WUNTRACED), pid);
+    ck_assert(WIFSTOPPED(status));
+    return pid;
+}
+
+static int how_it_ended(pid_t pid)
+{
+    int status;
+
+    ck_assert_int_eq(kill(pid, SIGCONT), 0);
+    ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+    ck_assert(WIFEXITED(status));
+    return WEXITSTATUS(status);
+}
+
+static struct join_result contested;
+
+static int adopt_it(void)
+{
+    return (int)flight_adopt(&shm, contested.ref, FLIGHT_FETCHING);
+}
+
+/* Two saw the same orphan: the second swap changes nothing. */
+START_TEST(late_adopter_leaves_it_alone)
+{
+    uint32_t owner = new_worker(), late = new_worker();
+    struct flight_word w;
+
+    shm.self = owner;
+    ask(3, &contested);
+    slot_sweep(&shm, owner);
+    pid_t pid = stopped_at("adopt_before", late, adopt_it);
+    shm.self = new_worker();
+    ck_assert_int_eq(flight_adopt(&shm, contested.ref, FLIGHT_QUEUED), DAC_OK);
+    ck_assert_int_eq(how_it_ended(pid), DAC_E_STATE);
+    w = flight_load(&shm, contested.ref.index);
+    ck_assert_int_eq(w.state, FLIGHT_QUEUED);
+    ck_assert_uint_eq(w.owner, shm.self);
+    ck_assert_uint_eq(w.generation, 1);
+}
+END_TEST
+
+static int lead_it_on(void)
+{
+    return (int)flight_advance(&shm, contested.ref, FLIGHT_QUEUED);
+}
+
+/* Nobody takes from the living; if it were done all the same, the owner would notice. */
+START_TEST(owner_that_lost_its_flight_moves_it_no_more)
+{
+    uint32_t owner = new_worker();
+
+    shm.self = owner;
+    ask(3, &contested);
+    pid_t pid = stopped_at("flight_advance_before", owner, lead_it_on);
+    slot_sweep(&shm, owner);
+    ck_assert_int_eq(how_it_ended(pid), DAC_E_STATE);
+    ck_assert_int_eq(flight_load(&shm, contested.ref.index).state, FLIGHT_ORPHANED);
+}
+END_TEST
+
+static int take_a_call(void)
+{
+    uint32_t permit;
+    uint64_t wait;
+    enum dac_err e = pacer_take(&shm, 0, contested.ref, 10 * NS_PER_S, &permit, &wait);
+
+    if (e != DAC_E_AGAIN || permit != PACER_NO_PERMIT || wait == 0)
+        return ACTOR_BAD;
+    return wait == NS_PER_S ? 0 : 1;
+}
+
+/* One token, two permits: the second one gives its permit back and knows how long to
+ * wait. */
+START_TEST(permit_without_token_is_given_back)
+{
+    uint32_t permit;
+    uint64_t wait;
+
+    me = new_worker();
+    shm.self = me;
+    ask(3, &contested);
+    pacer_set_limits(&shm, 0, 1, 1, 2);
+    pid_t pid = stopped_at("permit_after", me, take_a_call);
+    shm.self = new_worker();
+    ck_assert_int_eq(pacer_take(&shm, 0, contested.ref, 10 * NS_PER_S, &permit, &wait),
+                     DAC_OK);
+    ck_assert_uint_eq(pacer_in_flight(&shm, 0), 2);
+    ck_assert_int_eq(how_it_ended(pid), 0);
+    ck_assert_uint_eq(pacer_in_flight(&shm, 0), 1);
+    ck_assert_uint_eq(atomic_load(&shm.pacers[0].calls), 1);
+}
+END_TEST
+
+static int share_it(void)
+{
+    struct join_request req = question(3);
+    struct join_result r;
+    enum dac_err e = index_join(&shm, &req, &r);
+
+    if (e != DAC_OK || r.role != JOIN_FOLLOWER || flights_in_use() != 1)
+        return 1;
+    return flight_load(&shm, r.ref.index).owner != shm.self ? 0 : 2;
+}
+
+/* It claimed a flight for a question that got a leader meanwhile: it joins that one, and
+ * the claim is free again. */
+START_TEST(late_claimer_joins_the_leader)
+{
+    uint32_t late = new_worker();
+
+    shm.self = new_worker();
+    pid_t pid = stopped_at("claim_filled", late, share_it);
+    ask(3, &contested);
+    ck_assert_int_eq(contested.role, JOIN_LEADER);
+    ck_assert_int_eq(how_it_ended(pid), 0);
+}
+END_TEST
+
+/* A point fires at its own name only, in its own role, and only once there is one. */
+START_TEST(points_fire_where_they_are_meant)
+{
+    setenv("DAC_CRASH_AT", "claim", 1);
+    crash_set_role("worker");
+    crash_point("claim_before");
+    setenv("DAC_CRASH_AT", "claim_before_all", 1);
+    crash_point("claim_before");
+    setenv("DAC_CRASH_AT", "claim_before", 1);
+    setenv("DAC_CRASH_ROLE", "recorder", 1);
+    crash_point("claim_before");
+    crash_set_role(NULL);
+    crash_point("claim_before");
+}
+END_TEST
+
 static Suite *suite(void)
 {
     Suite *s = suite_create("crash points");
@@ -316,6 +466,11 @@ static Suite *suite(void)
     tcase_add_loop_test(t, death_at_each_point, 0, (int)point_count);
     tcase_add_loop_test(t, stop_at_each_point, 0, (int)point_count);
     tcase_add_test(t, late_claimer_is_found);
+    tcase_add_test(t, late_claimer_joins_the_leader);
+    tcase_add_test(t, late_adopter_leaves_it_alone);
+    tcase_add_test(t, owner_that_lost_its_flight_moves_it_no_more);
+    tcase_add_test(t, permit_without_token_is_given_back);
+    tcase_add_test(t, points_fire_where_they_are_meant);
     suite_add_tcase(s, t);
     return s;
 }

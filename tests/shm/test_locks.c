@@ -230,6 +230,46 @@ START_TEST(stopped_holder_costs_20_ms)
 }
 END_TEST
 
+enum meanwhile { READER_CAME, LEFT_THE_INDEX, MEANWHILES };
+
+/* The recorder found a flight that can go; until it has the lock, a reader comes, or the
+ * flight is gone. */
+START_TEST(recycling_looks_again_under_the_lock)
+{
+    uint32_t worker = new_worker(), recorder = new_recorder();
+    int status;
+
+    shm.self = worker;
+    struct join_result r = ask(1);
+    struct shm_flight *f = flight_at(&shm, r.ref.index);
+    end_flight(&r.ref, &r.writer, FLIGHT_FAILED, clock_now_ns());
+    flight_drop_reader(&shm, r.ref.index);
+    atomic_store(&f->stored, STORED_SQLITE);
+    ck_assert_int_eq(pthread_mutex_lock(&shm.buckets[BUCKET].lock), 0);
+    pid_t pid = fork_actor(recorder);
+    if (pid == 0) {
+        enum dac_err e;
+        while ((e = recycle(r.ref)) == DAC_E_BUSY)
+            ;
+        _exit((int)e);
+    }
+    while (atomic_load(&shm.slots[recorder].locking_bucket) != BUCKET + 1)
+        ;
+    if (_i == READER_CAME)
+        atomic_store(&f->readers, UINT64_C(1) << worker);
+    else
+        atomic_store(&f->bucket, 0);
+    ck_assert_int_eq(pthread_mutex_unlock(&shm.buckets[BUCKET].lock), 0);
+    ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+    ck_assert(WIFEXITED(status));
+    /* Between two tries it may have seen the second one as what it is: left behind. */
+    ck_assert(WEXITSTATUS(status) == DAC_E_STATE ||
+              (_i == LEFT_THE_INDEX && WEXITSTATUS(status) == DAC_OK));
+    if (_i == READER_CAME)
+        ck_assert_int_eq(flight_load(&shm, r.ref.index).state, FLIGHT_FAILED);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("death under a lock");
@@ -241,6 +281,7 @@ int main(void)
     tcase_add_test(t, death_over_the_repair_changes_nothing);
     tcase_add_test(t, crowd_at_the_lock_goes_on);
     tcase_add_test(t, stopped_holder_costs_20_ms);
+    tcase_add_loop_test(t, recycling_looks_again_under_the_lock, 0, MEANWHILES);
     suite_add_tcase(s, t);
     return run_suite(s);
 }

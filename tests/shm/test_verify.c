@@ -2,6 +2,7 @@
  * What a look at a whole segment finds: nothing on a sound one, whatever its processes
  * were at when they died; each kind of damage in words; and no content makes it crash.
  */
+#include <errno.h>
 #include <signal.h>
 
 #include "shm/verify.h"
@@ -254,6 +255,39 @@ static void recorder_elsewhere(void)
     atomic_store(&shm.hdr->recorder_slot, 33);
 }
 
+static void recorder_nowhere(void)
+{
+    atomic_store(&shm.hdr->recorder_slot, SHM_SLOTS);
+}
+
+static void worker_is_a_recorder(void)
+{
+    atomic_store(&shm.slots[worker].kind, SLOT_RECORDER);
+    atomic_store(&shm.hdr->ordinal_slot[3], worker);
+}
+
+static void too_many_workers(void)
+{
+    atomic_store(&shm.hdr->worker_count, SHM_WORKERS_MAX + 1);
+}
+
+/* Whose holder died, and whose next one gave it up without a word. */
+static void lock_lost(void)
+{
+    pthread_mutex_t *lock = &shm.buckets[50].lock;
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        if (pthread_mutex_lock(lock) == 0)
+            raise(SIGKILL);
+        _exit(1);
+    }
+    ck_assert_int_eq(waitpid(pid, NULL, 0), pid);
+    ck_assert_int_eq(pthread_mutex_lock(lock), EOWNERDEAD);
+    ck_assert_int_eq(pthread_mutex_unlock(lock), 0);
+    ck_assert_int_eq(pthread_mutex_trylock(lock), ENOTRECOVERABLE);
+}
+
 static void sample_of_nobody(void)
 {
     atomic_store(&shm.samples[5].seq, 900);
@@ -308,6 +342,11 @@ static const struct {
     {slot_unknown, "slot", "its state 12 does not exist", false, false},
     {slot_with_pid, "slot", "it is free but names pid 12", false, false},
     {recorder_elsewhere, "header", "the recorder is said to be in slot 33", false, false},
+    {recorder_nowhere, "header", "in slot 64, which does not exist", true, false},
+    {worker_is_a_recorder, "header", "worker 3 is said to be in slot 1, where", false,
+     false},
+    {too_many_workers, "header", "29 workers are more than 28", true, false},
+    {lock_lost, "bucket", "its lock can never be had again", true, false},
     {sample_of_nobody, "samples", "sample 5 has number 899", false, false},
     {hint, "header", "60 flights are said to be in use, 3 are", false, true},
     {unstored, "flight", "it ended more than 30 s ago and is not stored", false, true},

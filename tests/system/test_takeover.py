@@ -26,6 +26,11 @@ async def listeners(dac, thread, question, n, at):
     return streams
 
 
+def ids_never_go_back(s):
+    ids = [tuple(map(int, e.id.split("-"))) for e in s.events if e.id]
+    assert ids == sorted(ids), s.events
+
+
 @pytest.fixture
 def allowed(dac):
     dac.allow_log.append(r"worker|signal")
@@ -43,14 +48,16 @@ async def test_nothing_streamed_yet_is_only_a_delay(allowed, mock):
     await mock.wait(waiting=1)
     os.kill(fetcher(dac, mock), signal.SIGKILL)
     await mock.wait(calls=2, waiting=1)
+    late = await listeners(dac, thread, question, 12, 0)
     await mock.open("hold")
-    ended = await gather(*[s.rest() for s in streams])
+    ended = await gather(*[s.rest() for s in streams + late])
     whole = await asyncio.gather(*waiting, return_exceptions=True)
     text = await mock.text(question)
     kept = [s for s in ended if s.complete]
-    assert kept
+    assert len(kept) > 12
     for s in kept:
         assert s.text == text and s.one("done") and not s.named("reset", "error")
+        ids_never_go_back(s)
     for r in whole:
         if not isinstance(r, BaseException):
             assert r.status == 200 and r.json()["assistant_message"]["content"] == text
@@ -80,6 +87,7 @@ async def test_in_the_middle_native_clients_begin_anew(allowed, mock):
         reset = s.one("reset")
         assert (reset.data["reason"], reset.data["generation"]) == ("fetcher_died", 1)
         assert s.text == text
+        ids_never_go_back(s)
         behind = s.events[s.events.index(reset) :]
         assert all(e.id.startswith("1-") for e in behind if e.id)
         assert s.one("done").id == f"1-{len(text)}"
@@ -299,6 +307,7 @@ async def test_positions_to_resume_from(dac, mock):
             assert s.one("done").id == f"0-{len(text)}"
     s = await (await resume("7-16")).rest()
     assert s.one("reset").data["generation"] == 0 and s.text == text
+    assert s.one("meta").id == "7-16" and s.one("reset").id == "0-0"  # until then it has the old text
     for position, status in [("x", 400), ("0-", 400), ("-1", 400), ("0-9999", 416), ("9999", 416), ("99999-1", 400)]:
         s = await resume(position)
         await s.body()
@@ -321,4 +330,5 @@ async def test_resuming_a_turn_that_left_memory(make_dac, mock):
         )
         await s.rest()
         assert s.text == rest and s.one("done").data["stored"] == "sqlite"
+        assert s.one("meta").id == position  # it can be cut off again here
     assert await mock.calls() == 1

@@ -434,6 +434,55 @@ START_TEST(unix_sockets_work_too)
 }
 END_TEST
 
+static void count_and_answer(struct http_exchange *ex, void *ctx)
+{
+    ++*(int *)ctx;
+    http_respond(ex, 200, "text/plain", "x", 1);
+}
+
+/* So what handlers hold until the loop turns is bounded, whoever asks at once. */
+START_TEST(a_burst_is_read_in_portions)
+{
+    enum { CLIENTS = 300, PORTION = 64 };
+    static const struct http_route routes[] = {{HTTP_GET, "/", count_and_answer, false}};
+    int answered = 0, fds[CLIENTS];
+    struct http_server_options opt = {.limits = http_fixture_limits,
+                                      .routes = routes,
+                                      .route_count = 1,
+                                      .ctx = &answered};
+    struct sockaddr_un a = {.sun_family = AF_UNIX};
+    struct event_base *base = event_base_new();
+    struct http_server *server;
+
+    /* Without a file: a name in the abstract space. */
+    snprintf(a.sun_path + 1, sizeof(a.sun_path) - 1, "http-burst-%d", (int)getpid());
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    ck_assert_int_eq(bind(listener, (struct sockaddr *)&a, sizeof(a)), 0);
+    ck_assert_int_eq(listen(listener, CLIENTS), 0);
+    ck_assert_int_eq(http_server_new(base, &opt, &server), DAC_OK);
+    ck_assert_int_eq(http_server_listen(server, listener), DAC_OK);
+    for (int i = 0; i < CLIENTS; i++) {
+        fds[i] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        ck_assert_int_eq(connect(fds[i], (struct sockaddr *)&a, sizeof(a)), 0);
+    }
+    while (http_server_connections(server) < CLIENTS)
+        event_base_loop(base, EVLOOP_ONCE);
+    for (int i = 0; i < CLIENTS; i++)
+        ck_assert_int_eq(write(fds[i], "GET / HTTP/1.0\r\n\r\n", 18), 18);
+    for (int turn = 0; answered < CLIENTS; turn++) {
+        int before = answered;
+        ck_assert_int_lt(turn, 100);
+        event_base_loop(base, EVLOOP_ONCE | EVLOOP_NONBLOCK);
+        ck_assert_int_le(answered - before, PORTION);
+    }
+    http_server_free(server);
+    event_base_free(base);
+    close(listener);
+    for (int i = 0; i < CLIENTS; i++)
+        close(fds[i]);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("http_server");
@@ -448,6 +497,7 @@ int main(void)
     tcase_add_test(tc, a_refused_upload_still_sees_its_answer);
     tcase_add_test(tc, a_slow_reader_gets_all_of_a_big_answer);
     tcase_add_test(tc, unix_sockets_work_too);
+    tcase_add_test(tc, a_burst_is_read_in_portions);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);

@@ -392,6 +392,7 @@ enum breakage {
     TYPE_WILD,
     TAIL_IN_RECORD,
     TAIL_TOO_FAR,
+    TAIL_IN_HEADER,
     BEHIND_END,
     NO_END,
     BREAKAGES
@@ -424,6 +425,8 @@ static void break_it(enum breakage how)
         h.type = RECORD_TYPE_MAX + 1;
     if (how == TAIL_IN_RECORD)
         atomic_store(&f->tail, atomic_load(&f->tail) - 1);
+    if (how == TAIL_IN_HEADER)
+        atomic_store(&f->tail, sizeof(h) - 1);
     if (how == TAIL_TOO_FAR)
         atomic_store(&f->tail, UINT64_C(1) << 40);
     if (how == BEHIND_END)
@@ -460,6 +463,25 @@ START_TEST(broken_log_is_noticed)
     }
     ck_assert(e == DAC_E_AGAIN || e == DAC_E_CORRUPT);
     ck_assert_uint_lt(steps, 1000);
+}
+END_TEST
+
+/* Half of a record's header lies in a block that the chain no longer leads to. */
+START_TEST(a_header_cut_in_two_is_noticed)
+{
+    uint32_t first = atomic_load(&flight_at(&shm, lead.ref.index)->first_block) - 1;
+    struct blocklog_cursor c;
+    struct blocklog_record r;
+
+    append(0, SHM_BLOCK_SIZE - sizeof(struct record_header) - 4);
+    append(1, 10);
+    blocklog_rewind(&c, lead.ref);
+    ck_assert_int_eq(blocklog_peek(&shm, &c, &r), DAC_OK);
+    blocklog_next(&shm, &c, &r);
+    ck_assert_int_eq(blocklog_peek(&shm, &c, &r), DAC_OK);
+    ck_assert_uint_eq(r.len, 10);
+    atomic_store(&shm.blocks[first].next, 0);
+    ck_assert_int_eq(blocklog_peek(&shm, &c, &r), DAC_E_CORRUPT);
 }
 END_TEST
 
@@ -501,6 +523,7 @@ int main(void)
     tcase_add_test(t, recycling_frees_every_block);
     tcase_add_test(t, pool_never_runs_dry_by_turnover);
     tcase_add_loop_test(t, broken_log_is_noticed, 0, BREAKAGES);
+    tcase_add_test(t, a_header_cut_in_two_is_noticed);
     tcase_add_test(t, open_refuses_a_cut_chain);
     suite_add_tcase(s, t);
     return run_suite(s);

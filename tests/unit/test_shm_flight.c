@@ -160,6 +160,10 @@ START_TEST(names_cover_every_value)
     ck_assert_str_eq(flight_stored_name((enum flight_stored)99), "invalid");
     ck_assert_str_eq(turn_status_name(TURN_INCOMPLETE), "incomplete");
     ck_assert_str_eq(turn_status_name((enum turn_status)99), "invalid");
+    ck_assert_int_eq(flight_state_for(TURN_COMPLETE), FLIGHT_DONE);
+    ck_assert_int_eq(flight_state_for(TURN_CANCELLED), FLIGHT_CANCELLED);
+    ck_assert_int_eq(flight_state_for(TURN_INCOMPLETE), FLIGHT_FAILED);
+    ck_assert_int_eq(flight_state_for(TURN_FAILED), FLIGHT_FAILED);
 }
 END_TEST
 

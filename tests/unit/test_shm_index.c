@@ -553,6 +553,45 @@ START_TEST(rebuilt_from_the_flights_themselves)
 }
 END_TEST
 
+/* Where flights lie says nothing about their order: here the newest lies before the
+ * oldest. */
+START_TEST(rebuilt_in_the_order_of_joining)
+{
+    struct join_result r[3];
+    char why[160] = "";
+
+    for (uint32_t i = 0; i < 3; i++) {
+        struct join_request req = colliding(i);
+        atomic_store(&shm.hdr->flight_hand, 30 - 10 * i);
+        r[i] = join(&req, a);
+        ck_assert_uint_eq(r[i].ref.index, 30 - 10 * i);
+    }
+    index_rebuild(&shm, 5);
+    ck_assert_msg(index_valid(&shm, 5, why, sizeof(why)), "%s", why);
+    ck_assert_uint_eq(atomic_load(&shm.buckets[5].head), r[2].ref.index + 1);
+    ck_assert_uint_eq(atomic_load(&flight_of(&r[0])->next), 0);
+}
+END_TEST
+
+/* A bucket that does not exist is followed by nobody. */
+START_TEST(wild_bucket_is_not_followed)
+{
+    struct join_result r = lead(13);
+    struct sample s = {.status = TURN_COMPLETE};
+    uint8_t turn[16];
+
+    memcpy(turn, flight_of(&r)->turn_id, sizeof(turn));
+    atomic_store(&flight_of(&r)->bucket, shm.hdr->bucket_count + 1);
+    ck_assert_int_eq(index_attach(&shm, r.ref, turn), DAC_E_NOT_FOUND);
+    ck_assert_int_eq(index_abandon(&shm, r.ref), DAC_E_NOT_FOUND);
+    ck_assert_int_eq(index_put_sample(&shm, r.ref, &s), DAC_E_NOT_FOUND);
+    end_flight(&r.ref, &r.writer, FLIGHT_FAILED, 1);
+    flight_drop_reader(&shm, r.ref.index);
+    atomic_store(&flight_of(&r)->stored, STORED_SQLITE);
+    ck_assert_int_eq(recycle(r.ref), DAC_E_STATE);
+}
+END_TEST
+
 /* Whoever works on a broken chain neither crashes under the lock nor runs in a circle,
  * and recycling, which must find its flight, mends it. */
 START_TEST(broken_chain_is_survived_and_mended)
@@ -599,6 +638,8 @@ int main(void)
     tcase_add_test(t, sample_has_the_hits_before_and_behind_it);
     tcase_add_test(t, held_lock_is_busy_after_20_ms_and_leaks_nothing);
     tcase_add_loop_test(t, rebuilt_from_the_flights_themselves, 0, DAMAGES);
+    tcase_add_test(t, rebuilt_in_the_order_of_joining);
+    tcase_add_test(t, wild_bucket_is_not_followed);
     tcase_add_loop_test(t, broken_chain_is_survived_and_mended, 0, DAMAGES);
     suite_add_tcase(s, t);
     return run_suite(s);

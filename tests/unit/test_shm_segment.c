@@ -1,10 +1,13 @@
 /*
  * Planning, creating, attaching, replacing and removing the segment, and what
- * segment_valid() says of a header with one wrong field.
+ * segment_valid() says of a header with one wrong field. What the system refuses is
+ * refused for real: by limits of the test's own process, or by taking its rights away.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include "tests/shm/segment_fixture.h"
@@ -306,6 +309,127 @@ START_TEST(destroy_leaves_another_ones_name)
 }
 END_TEST
 
+/* --- what the system refuses ----------------------------------------------------------
+ */
+
+static rlim_t limit_files(uint32_t more)
+{
+    int next = dup(0); /* descriptors below it are taken */
+    struct rlimit old, now;
+
+    ck_assert_int_ge(next, 0);
+    close(next);
+    ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &old), 0);
+    now = old;
+    now.rlim_cur = (rlim_t)next + more;
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &now), 0);
+    return old.rlim_cur;
+}
+
+static void set_limit(int what, rlim_t value)
+{
+    struct rlimit now;
+
+    ck_assert_int_eq(getrlimit(what, &now), 0);
+    now.rlim_cur = value;
+    ck_assert_int_eq(setrlimit(what, &now), 0);
+}
+
+static const struct {
+    uint32_t descriptors;
+    const char *words;
+} short_of_files[] = {
+    {0, "could not open shared memory"}, /* the segment itself */
+    {1, "could not open shared memory"}, /* the descriptor that it is mapped through */
+    {10, "could not open eventfd"},
+};
+
+/* An error in words, nothing stays behind, and with more descriptors it works. */
+START_TEST(too_few_descriptors_are_an_error)
+{
+    rlim_t enough = limit_files(short_of_files[_i].descriptors);
+    bool replaced;
+
+    ck_assert_int_eq(create(&replaced), DAC_E_SYS);
+    ck_assert_msg(strstr(why, short_of_files[_i].words), "%s", why);
+    ck_assert_ptr_null(shm.base);
+    ck_assert_int_eq(shm.lock_fd, -1);
+    set_limit(RLIMIT_NOFILE, enough);
+    ck_assert_int_eq(create(&replaced), DAC_OK);
+    ck_assert(!replaced);
+    limit_files(0);
+    struct shm outside;
+    ck_assert_int_eq(segment_attach(shm_name, &outside, why, sizeof(why)), DAC_E_SYS);
+    ck_assert_ptr_nonnull(strstr(why, strerror(EMFILE)));
+    set_limit(RLIMIT_NOFILE, enough);
+    segment_destroy(&shm);
+}
+END_TEST
+
+#ifndef DAC_SANITIZE /* which needs the address space for itself */
+static rlim_t pages_mapped(void)
+{
+    unsigned long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+
+    ck_assert_ptr_nonnull(f);
+    ck_assert_int_eq(fscanf(f, "%lu", &pages), 1);
+    fclose(f);
+    return pages;
+}
+
+START_TEST(too_little_address_space_is_an_error)
+{
+    bool replaced;
+
+    set_limit(RLIMIT_AS, (pages_mapped() + 256) * 4096);
+    ck_assert_int_eq(create(&replaced), DAC_E_SYS);
+    ck_assert_ptr_nonnull(strstr(why, "could not map"));
+    set_limit(RLIMIT_AS, RLIM_INFINITY);
+    ck_assert_int_eq(shm_unlink(shm_name), -1);
+    ck_assert_int_eq(create(&replaced), DAC_OK);
+    ck_assert(!replaced);
+    set_limit(RLIMIT_AS, (pages_mapped() + 256) * 4096);
+    struct shm outside;
+    ck_assert_int_eq(segment_attach(shm_name, &outside, why, sizeof(why)), DAC_E_SYS);
+    set_limit(RLIMIT_AS, RLIM_INFINITY);
+    segment_destroy(&shm);
+}
+END_TEST
+#endif
+
+/* Without rights another one's segment is neither taken nor removed, and what one makes
+ * oneself can be given to nobody. */
+START_TEST(without_rights_nothing_is_taken)
+{
+    struct shm_options opt = fixture_options(shm_name, 64);
+    char theirs[SHM_NAME_SIZE];
+    struct shm outside;
+    struct shm first;
+    bool replaced;
+
+    if (geteuid() != 0)
+        return;
+    ck_assert_int_eq(segment_create(&opt, &first, &replaced, why, sizeof(why)), DAC_OK);
+    ck_assert_int_eq(setgroups(0, NULL), 0);
+    ck_assert_int_eq(setegid(65534), 0);
+    ck_assert_int_eq(seteuid(65534), 0);
+    ck_assert_int_eq(segment_create(&opt, &shm, &replaced, why, sizeof(why)), DAC_E_SYS);
+    ck_assert_msg(strstr(why, strerror(EACCES)), "%s", why);
+    ck_assert(!replaced);
+    ck_assert_int_eq(segment_attach(shm_name, &shm, why, sizeof(why)), DAC_E_SYS);
+    snprintf(theirs, sizeof(theirs), "%s", shm_name);
+    opt.name = fixture_name("nobody");
+    ck_assert_int_eq(segment_create(&opt, &shm, &replaced, why, sizeof(why)), DAC_E_SYS);
+    ck_assert_msg(strstr(why, "to uid 0"), "%s", why);
+    ck_assert_int_eq(shm_unlink(shm_name), -1);
+    ck_assert_int_eq(seteuid(0), 0);
+    ck_assert_int_eq(segment_attach(theirs, &outside, why, sizeof(why)), DAC_OK);
+    segment_detach(&outside);
+    segment_destroy(&first);
+}
+END_TEST
+
 /* --- attach ------------------------------------------------------------------------- */
 
 START_TEST(attached_reads_and_cannot_write)
@@ -465,6 +589,23 @@ START_TEST(counters_sum_slots_and_base)
     ck_assert_str_eq(shm_counter_name(SHM_C_COUNT), "?");
     for (int c = 0; c < SHM_C_COUNT; c++)
         ck_assert_uint_gt(strlen(shm_counter_help((enum shm_counter)c)), 5);
+    ck_assert_str_eq(shm_counter_help(SHM_C_COUNT), "");
+    segment_destroy(&shm);
+}
+END_TEST
+
+START_TEST(restarts_sum_kinds_and_reasons)
+{
+    bool replaced;
+
+    ck_assert_int_eq(create(&replaced), DAC_OK);
+    ck_assert_uint_eq(shm_restarts_sum(&shm), 0);
+    atomic_store(&shm.hdr->restarts[SLOT_WORKER][RESTART_KILLED], 1);
+    atomic_store(&shm.hdr->restarts[SLOT_WORKER][RESTART_WATCHDOG], 20);
+    atomic_store(&shm.hdr->restarts[SLOT_RECORDER][RESTART_EXITED], 300);
+    ck_assert_uint_eq(shm_restarts_sum(&shm), 321);
+    ck_assert_str_eq(shm_restart_reason_name(RESTART_WATCHDOG), "watchdog");
+    ck_assert_str_eq(shm_restart_reason_name(RESTART_REASON_COUNT), "?");
     segment_destroy(&shm);
 }
 END_TEST
@@ -485,12 +626,19 @@ int main(void)
     tcase_add_test(t, killed_masters_segment_is_replaced);
     tcase_add_test(t, half_made_segment_is_replaced);
     tcase_add_test(t, destroy_leaves_another_ones_name);
+    tcase_add_loop_test(t, too_few_descriptors_are_an_error, 0,
+                        DAC_ARRAY_LEN(short_of_files));
+#ifndef DAC_SANITIZE
+    tcase_add_test(t, too_little_address_space_is_an_error);
+#endif
+    tcase_add_test(t, without_rights_nothing_is_taken);
     tcase_add_test(t, attached_reads_and_cannot_write);
     tcase_add_test(t, child_gives_up_the_lock);
     tcase_add_loop_test(t, one_wrong_field_is_noticed, 0, DAC_ARRAY_LEN(fields));
     tcase_add_test(t, names_without_end_are_noticed);
     tcase_add_test(t, truncated_file_is_noticed);
     tcase_add_test(t, counters_sum_slots_and_base);
+    tcase_add_test(t, restarts_sum_kinds_and_reasons);
     suite_add_tcase(s, t);
     return run_suite(s);
 }

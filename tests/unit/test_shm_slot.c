@@ -390,6 +390,21 @@ START_TEST(full_eventfd_does_not_block)
 }
 END_TEST
 
+/* In a copy of a segment there is nobody to write to. */
+START_TEST(without_eventfds_only_the_words_change)
+{
+    int fd = shm.eventfd[b];
+
+    shm.eventfd[b] = -1;
+    wake_slot(&shm, b, 7);
+    wake_kick(&shm);
+    shm.eventfd[b] = fd;
+    ck_assert(!readable(b));
+    ck_assert_uint_eq(atomic_load(&shm.slots[b].notified), 1);
+    ck_assert_uint_eq(take_bits(b), 1);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("slots");
@@ -409,6 +424,7 @@ int main(void)
     tcase_add_test(t, readers_owner_and_recorder_are_told);
     tcase_add_test(t, kick_wakes_everyone_whatever_the_flags_say);
     tcase_add_test(t, full_eventfd_does_not_block);
+    tcase_add_test(t, without_eventfds_only_the_words_change);
     suite_add_tcase(s, t);
     return run_suite(s);
 }

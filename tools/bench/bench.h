@@ -11,6 +11,9 @@
 
 enum thread_choice { THREADS_ONE, THREADS_NEW, THREADS_GIVEN, THREADS_NONE };
 
+#define FOLLOWERS_MAX 16
+#define REPEAT_MAX    15
+
 struct bench_options {
     struct target url;  /* the server */
     struct target mock; /* the mock provider, if has_mock */
@@ -24,6 +27,8 @@ struct bench_options {
     pid_t pid; /* dacd's master, 0: unknown */
     size_t tokens, token_size, size;
     uint64_t gap_ns, ttft_ns, ramp_ns, timeout_ns;
+    size_t followers[FOLLOWERS_MAX]; /* fit: ascending */
+    size_t follower_count, repeat;
     bool ttft_given;
 };
 
@@ -32,6 +37,7 @@ int bench_stream(const struct bench_options *o, struct report *r);
 int bench_burst(const struct bench_options *o, struct report *r);
 int bench_ttft(const struct bench_options *o, struct report *r);
 int bench_floor(const struct bench_options *o, struct report *r);
+int bench_fit(const struct bench_options *o, struct report *r);
 
 /* --- questions -----------------------------------------------------------------------
  */
@@ -83,5 +89,20 @@ void report_load(struct report *r, const char *group, const struct load *l);
  * and adds the rows of group "floor". Returns its nanoseconds of CPU per delivery, 0 on
  * failure. */
 double floor_run(const struct bench_options *o, size_t size, struct report *r);
+
+/* The same in steps: a child that listens at `target`, the load for it, and its CPU at
+ * the end (0: it did not finish). */
+struct floor {
+    struct target target;
+    pid_t pid;
+    int report_fd;
+};
+
+bool floor_start(struct floor *f, const struct bench_options *o, size_t size);
+void floor_load(const struct floor *f, const struct bench_options *o, struct load *l);
+uint64_t floor_end(struct floor *f);
+
+/* How long the provider has to wait with the first token, so that all have connected. */
+uint64_t bench_patience_ns(const struct bench_options *o);
 
 #endif

@@ -139,39 +139,64 @@ static void ask_floor(void *arg, size_t index, size_t n, struct buf *path,
     buf_puts(body, "{}");
 }
 
-double floor_run(const struct bench_options *o, size_t size, struct report *r)
+bool floor_start(struct floor *f, const struct bench_options *o, size_t size)
 {
-    struct target target;
-    struct load l = {.target = &target,
-                     .headers = "",
-                     .clients = o->clients,
-                     .asks = 1,
-                     .timeout_ns = o->timeout_ns,
-                     .identical = true,
-                     .gap_ns = o->gap_ns,
-                     .token_size = o->token_size,
-                     .question = ask_floor};
-    int listener = open_listener(&target), pipe_fds[2], status = 0;
-    uint64_t cpu_ns = 0;
-    double each_us = 0;
-    pid_t child;
+    int listener = open_listener(&f->target), pipe_fds[2];
 
     if (listener < 0 || pipe(pipe_fds) != 0 || fflush(stdout) != 0 ||
-        (child = fork()) < 0) {
+        (f->pid = fork()) < 0) {
         perror("dac-bench: floor");
-        return 0;
+        return false;
     }
-    if (child == 0) {
+    if (f->pid == 0) {
         close(pipe_fds[0]);
         serve(o, size, listener, pipe_fds[1]);
     }
     close(pipe_fds[1]);
     close(listener);
-    load_run(&l);
-    if (read(pipe_fds[0], &cpu_ns, sizeof(cpu_ns)) != sizeof(cpu_ns))
+    f->report_fd = pipe_fds[0];
+    return true;
+}
+
+uint64_t floor_end(struct floor *f)
+{
+    uint64_t cpu_ns = 0;
+    int status;
+
+    if (read(f->report_fd, &cpu_ns, sizeof(cpu_ns)) != sizeof(cpu_ns)) {
         fprintf(stderr, "dac-bench: the bare loop did not finish\n");
-    close(pipe_fds[0]);
-    waitpid(child, &status, 0);
+        cpu_ns = 0;
+    }
+    close(f->report_fd);
+    waitpid(f->pid, &status, 0);
+    return cpu_ns;
+}
+
+void floor_load(const struct floor *f, const struct bench_options *o, struct load *l)
+{
+    *l = (struct load){.target = &f->target,
+                       .headers = "",
+                       .clients = o->clients,
+                       .asks = 1,
+                       .timeout_ns = o->timeout_ns,
+                       .identical = true,
+                       .gap_ns = o->gap_ns,
+                       .token_size = o->token_size,
+                       .question = ask_floor};
+}
+
+double floor_run(const struct bench_options *o, size_t size, struct report *r)
+{
+    struct floor f;
+    struct load l;
+    uint64_t cpu_ns;
+    double each_us = 0;
+
+    if (!floor_start(&f, o, size))
+        return 0;
+    floor_load(&f, o, &l);
+    load_run(&l);
+    cpu_ns = floor_end(&f);
     report_load(r, "floor", &l);
     report_quantiles(r, "floor_token_delay_after_first", &l.delay);
     if (l.delay.n && cpu_ns) {

@@ -85,8 +85,11 @@ static void on_text(struct client *c, uint64_t mark, uint64_t now_ns)
         samples_add(&l->delay, now_ns > due ? now_ns - due : 0);
         return;
     }
-    if (s->mark_count == 0 || mark > s->marks[s->mark_count - 1].mark)
+    if (s->mark_count == 0 || mark > s->marks[s->mark_count - 1].mark) {
         remember(s, mark, now_ns);
+        if (l->on_first_seen)
+            l->on_first_seen(l->arg, mark);
+    }
     for (; c->seen < s->mark_count && s->marks[c->seen].mark <= mark; c->seen++)
         samples_add(&l->delay, now_ns - s->marks[c->seen].at_ns);
 }

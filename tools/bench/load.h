@@ -26,6 +26,8 @@ struct load {
     void (*question)(void *arg, size_t index, size_t n, struct buf *path,
                      struct buf *body);
     void (*on_all_heads)(void *arg); /* every client has its head; may be NULL */
+    /* `identical`: somebody is the first to see text up to `mark`; may be NULL. */
+    void (*on_first_seen)(void *arg, uint64_t mark);
     void *arg;
     /* Results. */
     struct samples ttft, head, delay, latency;

@@ -21,6 +21,8 @@ static const struct {
     {"burst", bench_burst, "many clients wait for whole answers: latency"},
     {"ttft", bench_ttft, "TTFT through the server and from the mock, asked in turn"},
     {"floor", bench_floor, "a bare send() loop to the same clients: the baseline"},
+    {"fit", bench_fit,
+     "both for many numbers of followers, and CPU = a + b x deliveries"},
 };
 
 enum option_key {
@@ -46,6 +48,8 @@ enum option_key {
     OPT_EXTRA,
     OPT_TIMEOUT,
     OPT_FLOOR,
+    OPT_FOLLOWERS,
+    OPT_REPEAT,
     OPT_JSON,
     OPT_HELP
 };
@@ -73,6 +77,8 @@ static const struct option long_options[] = {
     {"extra", required_argument, NULL, OPT_EXTRA},
     {"timeout", required_argument, NULL, OPT_TIMEOUT},
     {"with-floor", no_argument, NULL, OPT_FLOOR},
+    {"followers", required_argument, NULL, OPT_FOLLOWERS},
+    {"repeat", required_argument, NULL, OPT_REPEAT},
     {"json", no_argument, NULL, OPT_JSON},
     {"help", no_argument, NULL, OPT_HELP},
     {NULL, 0, NULL, 0},
@@ -93,6 +99,8 @@ static const char usage[] =
     "  --pid-of PID       master of the server, for CPU and memory\n"
     "  --with-floor       stream: the bare loop in the same run\n"
     "  --size BYTES       floor: of one event on the wire (80)\n"
+    "  --followers LIST   fit: ascending (10,100,250,500,1000,2500,5000)\n"
+    "  --repeat N         fit: runs of each, of which the median counts (3)\n"
     "  --warmup N         ttft: unmeasured questions first (20)\n"
     "  --timeout TIME     for the whole run (120s)     --json\n"
     "Times are 5s, 20ms or 100us; a bare number is milliseconds.\n";
@@ -150,6 +158,24 @@ static void parse_threads(struct bench_options *o, const char *s)
     o->thread = s;
 }
 
+static void parse_followers(struct bench_options *o, const char *list)
+{
+    char text[256], *save = NULL;
+
+    snprintf(text, sizeof(text), "%s", list);
+    o->follower_count = 0;
+    for (char *s = strtok_r(text, ",", &save); s; s = strtok_r(NULL, ",", &save)) {
+        size_t n = parse_count("--followers", s, 1000000);
+
+        if (o->follower_count == FOLLOWERS_MAX ||
+            (o->follower_count && n <= o->followers[o->follower_count - 1]))
+            bad("--followers", list, "up to 16 ascending numbers were expected");
+        o->followers[o->follower_count++] = n;
+    }
+    if (o->follower_count == 0)
+        bad("--followers", list, "numbers were expected");
+}
+
 static void take_load_option(int key, struct bench_options *o)
 {
     switch (key) {
@@ -170,6 +196,12 @@ static void take_load_option(int key, struct bench_options *o)
         break;
     case OPT_SIZE:
         o->size = parse_count("--size", optarg, 1 << 19);
+        break;
+    case OPT_REPEAT:
+        o->repeat = parse_count("--repeat", optarg, REPEAT_MAX);
+        break;
+    case OPT_FOLLOWERS:
+        parse_followers(o, optarg);
         break;
     case OPT_GAP:
         o->gap_ns = parse_time("--gap", optarg);
@@ -270,11 +302,13 @@ int main(int argc, char **argv)
                               .token_size = 16,
                               .size = 80,
                               .gap_ns = 20 * NS_PER_MS,
-                              .timeout_ns = 120 * NS_PER_S};
+                              .timeout_ns = 120 * NS_PER_S,
+                              .repeat = 3};
     static struct report report;
     int key, status;
 
     parse_target("--url", "http://127.0.0.1:8000", &o.url);
+    parse_followers(&o, "10,100,250,500,1000,2500,5000");
     while ((key = getopt_long(argc, argv, "", long_options, NULL)) != -1)
         take_option(key, &o);
     if (optind != argc - 1) {

@@ -119,7 +119,7 @@ static uint64_t kilobytes(const char *text, const char *label)
 
 struct procfs_memory procfs_memory(const struct procfs_tree *t)
 {
-    struct procfs_memory sum = {0, 0};
+    struct procfs_memory sum = {0, 0, 0};
     char path[64], text[4096];
 
     for (int i = 0; i < t->n; i++) {
@@ -127,6 +127,7 @@ struct procfs_memory procfs_memory(const struct procfs_tree *t)
         if (!read_file(path, text, sizeof(text)))
             continue;
         sum.pss_bytes += kilobytes(text, "\nPss:");
+        sum.anon_bytes += kilobytes(text, "\nPss_Anon:");
         sum.rss_bytes += kilobytes(text, "\nRss:");
     }
     return sum;

@@ -19,6 +19,7 @@ struct procfs_tree {
 struct procfs_memory {
     uint64_t pss_bytes; /* shared pages counted in parts */
     uint64_t rss_bytes;
+    uint64_t anon_bytes; /* heap, stacks and written data: no file, no shared memory */
 };
 
 /* Finds `master` and its direct children; false if there is no such process. */

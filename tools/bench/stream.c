@@ -8,8 +8,7 @@
 #include "base/clock.h"
 #include "tools/bench/bench.h"
 
-/* Room for opening all of them before the first token comes. */
-static uint64_t patience_ns(const struct bench_options *o)
+uint64_t bench_patience_ns(const struct bench_options *o)
 {
     return o->ttft_given ? o->ttft_ns
                          : NS_PER_S / 2 + o->ramp_ns + o->clients * (NS_PER_MS / 2);
@@ -57,7 +56,7 @@ static int run_load(const struct bench_options *given, bool stream, struct repor
     bool ok;
 
     if (stream)
-        o.ttft_ns = patience_ns(&o);
+        o.ttft_ns = bench_patience_ns(&o);
     l->arg = &run;
     if (!questions_init(&run.questions, &o, stream)) {
         questions_free(&run.questions);

@@ -29,7 +29,9 @@ _counter = itertools.count(1)
 
 
 def _lane():
-    """0 without xdist, else the number of this pytest worker, from 1."""
+    """What DAC_TEST_LANE says; else 0 without xdist, with it the number of this pytest worker, from 1."""
+    if lane := os.environ.get("DAC_TEST_LANE"):
+        return int(lane)
     return int((os.environ.get("PYTEST_XDIST_WORKER") or "gw-1")[2:]) + 1
 
 

@@ -1,0 +1,193 @@
+"""What must hold when all is over: nothing lost, nothing twice, nothing left in use."""
+
+import asyncio
+import collections
+import datetime
+import json
+import re
+import time
+
+OVERLAP = 0.05  # seconds by which the provider may see an end late
+OVERLAP_LEFT = 0.5  # the same, where a call was given up because nobody listened or one said stop
+UNSTORED = 15  # seconds in which all that ended is stored
+
+
+class Calls:
+    """Follows the provider's own log: which question was being answered from when to when."""
+
+    def __init__(self, mock, ledger):
+        self.mock, self.ledger = mock, ledger
+        self.next = 0
+        self.turn_over = asyncio.Lock()
+
+    async def follow(self):
+        while True:
+            await asyncio.sleep(1)
+            await self.look()
+
+    async def look(self):
+        async with self.turn_over:
+            got = await self.mock.control("GET", f"log?since={self.next}")
+            self.next = got["next"]
+            for e in got["events"]:
+                at = e["t_ns"] / 1e9
+                if e["event"] == "request":
+                    self.ledger.calls[e["call"]] = [e["user"], at, None]
+                elif e["event"] in ("end", "closed_by_client", "reset_by_client", "cut"):
+                    self.ledger.calls[e["call"]][2] = at
+
+
+async def all_free(instance):
+    """Nothing is in use any more: no flight, block or permit, no call at the provider."""
+    problem = instance.ledger.problem
+    for _ in range(300):
+        code, text = await instance.dacctl("status", "--json")
+        status = json.loads(text)
+        flights = status["flights"]
+        if flights["free"] == flights["total"] and status["blocks"]["used"] == 0:
+            break
+        await asyncio.sleep(0.1)
+    else:
+        problem("leak", f"flights {flights}, blocks {status['blocks']}: {(await instance.dacctl('flights'))[1]}")
+    for p in status["providers"]:
+        if p["in_flight"]:
+            problem("leak", f"{p['in_flight']} permits were not given back")
+    code, words = await instance.dacctl("check")
+    if code:
+        problem("check", f"at the end, dacctl check: {words}")
+    try:
+        await instance.mock.wait(active=0)
+    except AssertionError as e:
+        problem("leak", str(e))
+
+
+# --- the store ----------------------------------------------------------------------------
+
+
+def judge_store(dac, ledger):
+    """Every row is right by itself, and all that was acknowledged is there, once, as it was told."""
+    rows = collections.defaultdict(list)
+    messages = collections.defaultdict(list)
+    for row in dac.turns():
+        rows[row["id"]].append(row)
+    for m in dac.messages():
+        messages[m["turn_id"]].append(m)
+    for turn in messages:
+        if turn not in rows:
+            ledger.problem("lost", f"messages of turn {turn}, which is not there")
+    for turn, found in rows.items():
+        if len(found) > 1:
+            ledger.problem("duplicate", f"turn {turn} is there {len(found)} times")
+        judge_row(ledger, found[0], messages[turn])
+    for turn, (asked, status, text) in ledger.acknowledged.items():
+        if turn not in rows:
+            ledger.problem("lost", f"turn {turn} was told to be {status}: {asked.text}")
+            continue
+        row = rows[turn][0]
+        said = "".join(m["content"] for m in messages[turn] if m["role"] == "assistant")
+        if (row["status"], row["thread_id"], said) != (status, asked.thread, text):
+            ledger.problem("lost", f"turn {turn} was told as {status}, {text!r}; stored: {row['status']}, {said!r}")
+    threads = [row["id"] for row in dac.sql("SELECT id FROM threads")]
+    for thread in ledger.threads - set(threads):
+        ledger.problem("lost", f"thread {thread} was told to be stored")
+    if len(threads) != len(set(threads)):
+        ledger.problem("duplicate", "a thread is there twice")
+    return [found[0] for found in rows.values()], messages
+
+
+def judge_row(ledger, row, messages):
+    """A turn has its question, and of the provider's text what its status says."""
+    texts = collections.defaultdict(list)
+    for m in messages:
+        texts[m["role"]].append(m["content"])
+    asked = ledger.asked.get(texts["user"][0]) if len(texts["user"]) == 1 else None
+    if not asked:
+        ledger.problem("lost", f"turn {row['id']} has the questions {texts['user']}")
+        return
+    answers = texts["assistant"]
+    if row["status"] == "complete":
+        right = answers == [asked.expected]
+    else:
+        right = len(answers) < 2 and asked.expected.startswith("".join(answers))
+    if not right:
+        kind = "duplicate" if len(answers) > 1 else "text"
+        ledger.problem(kind, f"stored as {row['status']}: {answers}: {asked.text}")
+
+
+# --- calls --------------------------------------------------------------------------------
+
+
+def wall(text):
+    t = datetime.datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=datetime.timezone.utc)
+    return t.timestamp()
+
+
+def log_of_deaths(dac, ledger):
+    """Times at which a master reaped somebody; who ended in another way than by SIGKILL is a finding."""
+    deaths = []
+    for line in dac.log.splitlines():
+        m = re.match(r"(\S+Z) WARN .*(was ended by signal (\d+)|exited with code)", line)
+        if m:
+            deaths.append(wall(m[1]))
+            if m[3] != "9":
+                ledger.problem("crash", line)
+        elif "assertion" in line:
+            ledger.problem("crash", line)
+    return deaths
+
+
+def judge_calls(dac, ledger, rows, messages):
+    """One call a turn and one more at most for each death in its life; never two at a time."""
+    to_wall = time.time() - time.monotonic()
+    lost = [(a + to_wall, b + to_wall) for a, b in ledger.lost_memory]
+    deaths = log_of_deaths(dac, ledger)
+    turns = collections.defaultdict(list)
+    for row in rows:
+        for m in messages[row["id"]]:
+            if m["role"] == "user":
+                turns[m["content"]].append(row)
+    calls = collections.defaultdict(list)
+    for question, begin, end in ledger.calls.values():
+        calls[question].append((begin, end or begin))
+    for question, asked in ledger.asked.items():
+        judge_question(ledger, asked, turns[question], sorted(calls[question]), deaths, lost, to_wall)
+    ledger.count["turns stored"] = len(rows)
+    ledger.count["calls to the provider"] = len(ledger.calls)
+    ledger.count["questions that were asked for again"] = sum(row["generation"] > 0 for row in rows)
+
+
+def judge_question(ledger, asked, rows, calls, deaths, lost, to_wall):
+    ends = [wall(row["finished_at"]) for row in rows] + [c[1] + to_wall for c in calls]
+    until = max(ends, default=0)
+    since = asked.began + to_wall - 1
+    untroubled = not any(since < b and a < until + 1 for a, b in lost)
+    # What had ended may wait for a recorder that dies again and again.
+    may_be_lost = any(since < b and a < until + UNSTORED for a, b in lost)
+    if len(rows) > asked.posts:
+        ledger.problem("duplicate", f"asked {asked.posts} times, stored as {len(rows)} turns: {asked.text}")
+    for row in rows:
+        created, finished = wall(row["created_at"]), wall(row["finished_at"])
+        in_its_life = sum(created - 0.5 < t < finished + 0.5 for t in deaths)
+        if untroubled and row["generation"] > in_its_life:
+            ledger.problem("call", f"generation {row['generation']} with {in_its_life} deaths: {asked.text}")
+    if may_be_lost:
+        return  # a flight that went with its segment is in no store
+    if len(calls) > sum(1 + row["generation"] for row in rows):
+        generations = [row["generation"] for row in rows]
+        ledger.problem("call", f"{len(calls)} calls for turns of generations {generations}: {asked.text}")
+    for (_, end), (begin, _) in zip(calls, calls[1:], strict=False):
+        allowed = OVERLAP_LEFT if asked.cancelled or asked.left else OVERLAP
+        stood_still = any(a < end and begin < b for a, b in ledger.standstills) and (asked.cancelled or asked.left)
+        if end - begin > allowed and not stood_still:
+            ledger.problem("call", f"two calls at the same time for {end - begin:.3f} s: {asked.text}")
+
+
+async def judge(instance, calls):
+    await all_free(instance)
+    await calls.look()
+    try:
+        await asyncio.to_thread(instance.dac.stop)
+    except AssertionError as e:
+        instance.ledger.problem("leak" if "left" in str(e) else "crash", str(e))
+    rows, messages = judge_store(instance.dac, instance.ledger)
+    judge_calls(instance.dac, instance.ledger, rows, messages)
