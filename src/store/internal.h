@@ -113,6 +113,7 @@ struct store_query {
     struct store_reader *reader;
     enum query_kind kind;
     bool finished; /* on the reader's list, not on the implementation's */
+    int state;     /* the implementation's own, from 0 */
     uint64_t seq;  /* place in the order of finishing */
     char *org;     /* owned */
     struct id id;
@@ -165,6 +166,9 @@ void query_rows_reset(struct query_rows *rows);
 struct store_thread *query_add_thread(struct query_rows *rows);
 struct store_message *query_add_message(struct query_rows *rows);
 
+enum dac_err store_postgres_reader_open(struct event_base *base,
+                                        const struct store_options *opt,
+                                        struct store_reader **out, char *why, size_t n);
 enum dac_err store_sqlite_reader_open(struct event_base *base, const char *path,
                                       struct store_reader **out, char *why, size_t n);
 

@@ -24,7 +24,9 @@ struct store_reader;
 struct store_query;
 
 struct store_options {
-    const char *sqlite; /* database file; its folder must exist */
+    const char *postgres;    /* libpq connection string; NULL or empty: SQLite */
+    const char *application; /* of PostgreSQL's sessions: "dac: recorder" */
+    const char *sqlite;      /* database file; its folder must exist */
     /* Writer: called between two steps of a call that may take long, so that a watchdog
      * sees life; NULL: nobody. */
     void (*alive)(void *arg);
@@ -161,8 +163,9 @@ const char *store_error(const struct store *st);
 
 /* --- reader: the workers ------------------------------------------------------------ */
 
-/* The database must have been migrated. May wait up to 2 s for a lock. A reader never
- * writes. */
+/* A reader never writes. SQLite: the database must have been migrated; may wait up to 2 s
+ * for a lock. PostgreSQL: connects in the background, whatever the database is like;
+ * queries wait for it. */
 enum dac_err store_reader_open(struct event_base *base, const struct store_options *opt,
                                struct store_reader **out, char *why, size_t n) DAC_CHECK;
 /* Cancels what runs. Allowed inside a callback. */
@@ -170,10 +173,12 @@ void store_reader_close(struct store_reader *r);
 /* No callback any more. Not from inside that query's own callback. */
 void store_query_cancel(struct store_query *q);
 
-/* e: DAC_OK, DAC_E_NOT_FOUND (also: of another org, or deleted), DAC_E_TIMEOUT (locked
- * for 2 s), DAC_E_INVALID (`after` is no thread or message there), and the store's own
- * failures: DAC_E_SYS, DAC_E_NOMEM, DAC_E_CORRUPT. Unless DAC_OK, rows are NULL and n is
- * 0. Callbacks come in the order of asking. */
+/* e: DAC_OK, DAC_E_NOT_FOUND (also: of another org, or deleted), DAC_E_TIMEOUT (locked,
+ * away or silent for 2 s), DAC_E_INVALID (`after` is no thread or message there),
+ * DAC_E_BUSY (PostgreSQL: 1,000 queries wait already), and the store's own failures:
+ * DAC_E_SYS, DAC_E_NOMEM, DAC_E_CORRUPT. Unless DAC_OK, rows are NULL and n is 0.
+ * Callbacks come in the order of asking, but that of DAC_E_BUSY, which waits for nobody.
+ */
 typedef void (*store_thread_cb)(void *arg, enum dac_err e, const struct store_thread *t);
 typedef void (*store_threads_cb)(void *arg, enum dac_err e, const struct store_thread *t,
                                  size_t n, bool more);
