@@ -120,6 +120,7 @@ struct config {
     uint32_t max_flights;    /* in the segment */
 
     /* [store] */
+    char *postgres;           /* libpq connection string; NULL: SQLite; a secret */
     char *sqlite;             /* never NULL */
     uint64_t done_timeout_ns; /* how long an answer's end waits for its commit */
 

@@ -93,6 +93,10 @@ const struct setting settings[] = {
      .min = 16, .max = SHM_FLIGHTS_MAX, .reload = SETTING_RESTART,
      .help = "answers that are running or kept at the same time"},
 
+    {STORE(postgres), .name = "postgres", .type = SETTING_STRING, .def = "",
+     .reload = SETTING_RESTART, .secret = true,
+     .help = "libpq connection string of the PostgreSQL database that threads and turns "
+             "are kept in; empty: SQLite"},
     {STORE(sqlite), .name = "sqlite", .type = SETTING_PATH, .def = "/var/lib/dac/dac.db",
      .reload = SETTING_RESTART,
      .help = "database file of threads and turns"},
