@@ -35,6 +35,7 @@ struct event;
 
 struct store_ops {
     const char *kind;
+    enum store_place place; /* of what it stores */
     enum dac_err (*migrate)(struct store *st, char *why, size_t n);
     void (*close)(struct store *st); /* no batch runs; does not free st's core */
     bool (*up)(const struct store *st);

@@ -22,6 +22,7 @@
 #include "store/internal.h"
 #include "store/migrations.h"
 #include "store/sqlite.h"
+#include "store/sqlite_writer.h"
 
 /* Lengths of the log, in pages of 4 KiB: store_tidy() checkpoints; a commit does; readers
  * are waited for, so that the log starts over. */
@@ -600,18 +601,46 @@ static enum dac_err commit(struct sqlite_store *s)
 
 static void sqlite_store_write(struct store *st)
 {
-    struct sqlite_store *s = self(st);
-    enum dac_err e = begin(s);
+    enum dac_err e = sqlite_writer_begin(st);
 
     for (size_t i = 0; e == DAC_OK && i < st->n; i++) {
         if (st->rows[i].result == DAC_OK)
-            e = put(s, &st->rows[i]);
+            e = sqlite_writer_put(st, &st->rows[i]);
     }
     if (e == DAC_OK)
-        e = commit(s);
-    if (e != DAC_OK && !sqlite3_get_autocommit(s->db))
-        (void)run(s, W_ROLLBACK);
+        e = sqlite_writer_commit(st);
+    if (e != DAC_OK)
+        sqlite_writer_rollback(st);
     store_finish(st, e);
+}
+
+/* --- its steps, for who adds statements of its own ------------------------------------
+ */
+
+sqlite3 *sqlite_writer_db(struct store *st)
+{
+    return self(st)->db;
+}
+
+enum dac_err sqlite_writer_begin(struct store *st)
+{
+    return begin(self(st));
+}
+
+enum dac_err sqlite_writer_put(struct store *st, struct store_row *row)
+{
+    return put(self(st), row);
+}
+
+enum dac_err sqlite_writer_commit(struct store *st)
+{
+    return commit(self(st));
+}
+
+void sqlite_writer_rollback(struct store *st)
+{
+    if (!sqlite3_get_autocommit(self(st)->db))
+        (void)run(self(st), W_ROLLBACK);
 }
 
 /* A batch has ended before store_write() returns, so none can run. */
@@ -646,6 +675,7 @@ static void sqlite_store_close(struct store *st)
 
 static const struct store_ops sqlite_ops = {
     .kind = "sqlite",
+    .place = STORE_IN_SQLITE,
     .migrate = sqlite_store_migrate,
     .close = sqlite_store_close,
     .up = sqlite_store_up,

@@ -204,7 +204,7 @@ static enum dac_err check_change(struct store_row *row, const struct store_chang
     return DAC_OK;
 }
 
-static void check_row(struct store_row *row)
+static void check_row(struct store_row *row, enum store_place place)
 {
     enum dac_err e = DAC_OK;
 
@@ -224,6 +224,7 @@ static void check_row(struct store_row *row)
     }
     if (e == DAC_OK) {
         row->result = DAC_OK;
+        row->place = place;
         row->why[0] = '\0';
     }
 }
@@ -276,7 +277,7 @@ void store_write(struct store *st, struct store_row *rows, size_t n, uint64_t ti
 {
     DAC_ASSERT(st->magic == STORE_MAGIC && st->pid == getpid() && !st->busy);
     for (size_t i = 0; i < n; i++)
-        check_row(&rows[i]);
+        check_row(&rows[i], st->ops->place);
     st->rows = rows;
     st->n = n;
     st->timeout_ns = timeout_ns;

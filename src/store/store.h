@@ -105,6 +105,9 @@ enum store_row_kind { STORE_THREAD, STORE_TURN, STORE_COUNTS, STORE_TITLE, STORE
 
 #define STORE_WHY_SIZE 192
 
+/* Where a stored row is. */
+enum store_place { STORE_IN_SQLITE, STORE_IN_POSTGRES, STORE_IN_SPOOL };
+
 struct store_row {
     enum store_row_kind kind;
     union {
@@ -119,6 +122,7 @@ struct store_row {
      * deletion), or its turn was never stored (counts). A thread that is marked as
      * deleted still takes turns, since they were asked before; its title is gone. */
     enum dac_err result;
+    enum store_place place;   /* of a result that is DAC_OK */
     char why[STORE_WHY_SIZE]; /* of a result that is not DAC_OK; no content of the row */
 };
 

@@ -1,0 +1,806 @@
+/*
+ * See spool.h. How deep the kept part of a thread is (spool_threads.depth):
+ *
+ *   0  some turns; older ones may be missing from a history
+ *   1  as many of the newest as a history takes
+ *   2  all there are
+ *
+ * Runs in the recorder.
+ */
+#include "store/spool.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "store/internal.h"
+#include "store/sqlite.h"
+#include "store/sqlite_writer.h"
+
+#define DROP_AT_ONCE 64 /* threads that one tidying drops */
+
+static const char own_tables[] =
+    "CREATE TABLE IF NOT EXISTS spool_queue ("
+    "seq INTEGER PRIMARY KEY AUTOINCREMENT, kind INTEGER NOT NULL, id TEXT NOT NULL, "
+    "thread_id TEXT, org TEXT, title TEXT, at_us INTEGER, followers INTEGER, "
+    "hits INTEGER, queued_us INTEGER NOT NULL) STRICT;"
+    "CREATE INDEX IF NOT EXISTS spool_queue_by_thread ON spool_queue (thread_id) "
+    "WHERE thread_id IS NOT NULL;"
+    "CREATE TABLE IF NOT EXISTS spool_threads ("
+    "thread_id TEXT PRIMARY KEY NOT NULL, used INTEGER NOT NULL, depth INTEGER NOT NULL) "
+    "STRICT, WITHOUT ROWID;"
+    "CREATE INDEX IF NOT EXISTS spool_threads_by_use ON spool_threads (used)";
+
+enum {
+    S_QUEUE,
+    S_PLACEHOLDER,
+    S_TOUCH,
+    S_DEPTH,
+    S_SET_DEPTH,
+    S_TRIM_MESSAGES,
+    S_TRIM_TURNS,
+    S_TRIM_DEPTH,
+    S_NEXT,
+    S_DONE,
+    S_REJECT,
+    S_COUNT,
+    S_PAGES,
+    S_FREE_PAGES,
+    S_STALE,
+    S_DROP_MESSAGES,
+    S_DROP_TURNS,
+    S_DROP_THREAD,
+    S_DROP_INDEX,
+    S_DROP_LOOSE_MESSAGES,
+    S_DROP_LOOSE,
+    S_N
+};
+
+/* Turns of a thread that are older than its ?2 newest and not in the queue. */
+#define OLD_TURNS                                                                        \
+    "SELECT id FROM turns WHERE thread_id = ?1 AND id NOT IN (SELECT id FROM turns "     \
+    "WHERE thread_id = ?1 ORDER BY created_at DESC, id DESC LIMIT ?2) AND id NOT IN "    \
+    "(SELECT id FROM spool_queue WHERE thread_id = ?1)"
+
+/* Turns without a thread that have left the queue: nobody reads them here. */
+#define LOOSE_TURNS                                                                      \
+    "SELECT id FROM turns WHERE thread_id IS NULL AND NOT EXISTS "                       \
+    "(SELECT 1 FROM spool_queue q WHERE q.id = turns.id)"
+
+static const char *const spool_sql[S_N] = {
+    [S_QUEUE] = "INSERT INTO spool_queue (kind, id, thread_id, org, title, at_us, "
+                "followers, hits, queued_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+    [S_PLACEHOLDER] = "INSERT INTO threads (id, org, title, created_at) "
+                      "VALUES (?1, ?2, NULL, ?3) ON CONFLICT (id) DO NOTHING",
+    [S_TOUCH] = "INSERT INTO spool_threads (thread_id, used, depth) VALUES (?1, ?2, ?3) "
+                "ON CONFLICT (thread_id) DO UPDATE SET used = excluded.used",
+    [S_DEPTH] = "SELECT depth FROM spool_threads WHERE thread_id = ?1",
+    [S_SET_DEPTH] = "UPDATE spool_threads SET depth = ?2 WHERE thread_id = ?1",
+    [S_TRIM_MESSAGES] = "DELETE FROM messages WHERE turn_id IN (" OLD_TURNS ")",
+    [S_TRIM_TURNS] = "DELETE FROM turns WHERE id IN (" OLD_TURNS ")",
+    [S_TRIM_DEPTH] =
+        "UPDATE spool_threads SET depth = min(depth, 1) WHERE thread_id = ?1",
+    [S_NEXT] =
+        "SELECT q.seq, q.kind, q.id, q.thread_id, q.org, q.title, q.at_us, q.followers, "
+        "q.hits, t.provider, t.model, t.status, t.finish_reason, t.error_code, "
+        "t.ttft_ms, "
+        "t.latency_ms, t.queue_wait_ms, t.prompt_tokens, t.completion_tokens, "
+        "t.followers, t.hits, t.generation, t.key_digest, t.created_at, t.finished_at, "
+        "u.id, u.content, a.id, a.content, a.citations, t.fetcher FROM spool_queue q "
+        "LEFT JOIN turns t ON t.id = q.id AND q.kind = 1 "
+        "LEFT JOIN messages u ON u.turn_id = t.id AND u.role = 'user' "
+        "LEFT JOIN messages a ON a.turn_id = t.id AND a.role = 'assistant' "
+        "ORDER BY q.seq LIMIT ?1",
+    [S_DONE] = "DELETE FROM spool_queue WHERE seq <= ?1",
+    [S_REJECT] = "INSERT INTO rejected (id, kind, org, reason, created_at) "
+                 "VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id, kind) DO NOTHING",
+    [S_COUNT] = "SELECT count(*), min(queued_us) FROM spool_queue",
+    [S_PAGES] = "PRAGMA page_count",
+    [S_FREE_PAGES] = "PRAGMA freelist_count",
+    [S_STALE] = "SELECT thread_id FROM spool_threads s WHERE NOT EXISTS (SELECT 1 FROM "
+                "spool_queue q WHERE q.thread_id = s.thread_id) ORDER BY used LIMIT "
+                "max(0, min(?2, (SELECT count(*) FROM spool_threads) - ?1))",
+    [S_DROP_MESSAGES] = "DELETE FROM messages WHERE turn_id IN "
+                        "(SELECT id FROM turns WHERE thread_id = ?1)",
+    [S_DROP_TURNS] = "DELETE FROM turns WHERE thread_id = ?1",
+    [S_DROP_THREAD] = "DELETE FROM threads WHERE id = ?1",
+    [S_DROP_INDEX] = "DELETE FROM spool_threads WHERE thread_id = ?1",
+    [S_DROP_LOOSE_MESSAGES] = "DELETE FROM messages WHERE turn_id IN (" LOOSE_TURNS ")",
+    [S_DROP_LOOSE] = "DELETE FROM turns WHERE id IN (" LOOSE_TURNS ")",
+};
+
+struct spool {
+    struct store *st; /* owned; the file's ordinary tables */
+    sqlite3 *db;      /* st's */
+    sqlite3_stmt *stmt[S_N];
+    char *path; /* owned */
+    uint64_t max_bytes;
+    size_t threads_max;
+    size_t turns_kept;
+    uint64_t page_size;
+    uint64_t rows; /* in the queue */
+    int64_t oldest_us;
+    bool loose; /* turns without a thread may be left behind the queue */
+    bool stale; /* threads may be too many */
+    char error[STORE_ERROR_SIZE];
+};
+
+static const char *const kind_names[] = {[STORE_THREAD] = "thread",
+                                         [STORE_TURN] = "turn",
+                                         [STORE_COUNTS] = "counts",
+                                         [STORE_TITLE] = "title",
+                                         [STORE_DELETE] = "delete"};
+
+_Static_assert(STORE_TURN == 1, "S_NEXT says so");
+
+/* --- failures ----------------------------------------------------------------------- */
+
+static enum dac_err fail(struct spool *sp, int rc, const char *what)
+{
+    return sqlite_explain(sp->db, sp->path, rc, what, sp->error, sizeof sp->error);
+}
+
+static enum dac_err store_failed(struct spool *sp, enum dac_err e)
+{
+    snprintf(sp->error, sizeof sp->error, "%s", store_error(sp->st));
+    return e;
+}
+
+static int run(struct spool *sp, int which)
+{
+    sqlite3_stmt *s = sp->stmt[which];
+    int rc = sqlite3_step(s);
+
+    while (rc == SQLITE_ROW)
+        rc = sqlite3_step(s);
+    sqlite3_reset(s);
+    sqlite3_clear_bindings(s);
+    return rc == SQLITE_DONE ? SQLITE_OK : rc;
+}
+
+/* --- the queue ---------------------------------------------------------------------- */
+
+static const struct id *thread_of(const struct store_row *row)
+{
+    switch (row->kind) {
+    case STORE_THREAD:
+        return &row->u.thread.id;
+    case STORE_TURN:
+        return &row->u.turn.thread_id;
+    case STORE_TITLE:
+    case STORE_DELETE:
+        return &row->u.change.thread;
+    case STORE_COUNTS:
+        break;
+    }
+    return NULL;
+}
+
+static const struct id *id_of(const struct store_row *row)
+{
+    if (row->kind == STORE_TURN)
+        return &row->u.turn.id;
+    return row->kind == STORE_COUNTS ? &row->u.counts.turn : thread_of(row);
+}
+
+static const char *org_of(const struct store_row *row)
+{
+    switch (row->kind) {
+    case STORE_THREAD:
+        return row->u.thread.org;
+    case STORE_TURN:
+        return row->u.turn.org;
+    case STORE_TITLE:
+    case STORE_DELETE:
+        return row->u.change.org;
+    case STORE_COUNTS:
+        break;
+    }
+    return NULL;
+}
+
+static int enqueue(struct spool *sp, const struct store_row *row, int64_t now_us)
+{
+    static const struct id none = {{0}};
+    sqlite3_stmt *s = sp->stmt[S_QUEUE];
+    const struct id *thread = thread_of(row);
+    const struct store_text *title = NULL;
+    int64_t at_us = 0;
+    int bad;
+
+    if (row->kind == STORE_THREAD) {
+        title = &row->u.thread.title;
+        at_us = row->u.thread.created_us;
+    } else if (row->kind == STORE_TITLE || row->kind == STORE_DELETE) {
+        title = &row->u.change.title;
+        at_us = row->u.change.at_us;
+    }
+    bad = sqlite3_bind_int(s, 1, (int)row->kind) | sqlite_bind_id(s, 2, id_of(row)) |
+          sqlite_bind_id(s, 3, thread ? thread : &none) |
+          sqlite_bind_str(s, 4, org_of(row)) | sqlite3_bind_int64(s, 6, at_us) |
+          sqlite3_bind_int64(s, 9, now_us);
+    if (title)
+        bad |= sqlite_bind_text(s, 5, title);
+    if (row->kind == STORE_COUNTS)
+        bad |= sqlite3_bind_int64(s, 7, row->u.counts.followers) |
+               sqlite3_bind_int64(s, 8, row->u.counts.hits);
+    return bad ? SQLITE_NOMEM : run(sp, S_QUEUE);
+}
+
+/* The thread was used now. One that is new here begins at `depth`. */
+static int touch(struct spool *sp, const struct id *thread, int depth, int64_t now_us)
+{
+    sqlite3_stmt *s = sp->stmt[S_TOUCH];
+
+    sp->stale = true;
+    if ((sqlite_bind_id(s, 1, thread) | sqlite3_bind_int64(s, 2, now_us) |
+         sqlite3_bind_int(s, 3, depth)) != 0)
+        return SQLITE_NOMEM;
+    return run(sp, S_TOUCH);
+}
+
+static int make_placeholder(struct spool *sp, const struct store_turn *t)
+{
+    sqlite3_stmt *s = sp->stmt[S_PLACEHOLDER];
+
+    if ((sqlite_bind_id(s, 1, &t->thread_id) | sqlite_bind_str(s, 2, t->org) |
+         sqlite_bind_time(s, 3, t->created_us)) != 0)
+        return SQLITE_NOMEM;
+    return run(sp, S_PLACEHOLDER);
+}
+
+/* One row into the ordinary tables. A thread was looked up before it was asked in, so
+ * that it is not here says nothing. */
+static enum dac_err put_row(struct spool *sp, struct store_row *row, int64_t now_us)
+{
+    const struct id *thread = thread_of(row);
+    int rc = SQLITE_OK;
+    enum dac_err e;
+
+    if (row->kind == STORE_TURN && thread && !id_is_zero(thread))
+        rc = make_placeholder(sp, &row->u.turn);
+    if (rc != SQLITE_OK)
+        return fail(sp, rc, "could not spool a turn in");
+    e = sqlite_writer_put(sp->st, row);
+    if (e != DAC_OK)
+        return store_failed(sp, e);
+    if (row->result == DAC_E_NOT_FOUND && row->kind != STORE_TURN) {
+        row->result = DAC_OK;
+        return DAC_OK;
+    }
+    if (row->result == DAC_OK && thread && !id_is_zero(thread))
+        rc = touch(sp, thread, row->kind == STORE_THREAD ? 2 : 0, now_us);
+    return rc == SQLITE_OK ? DAC_OK : fail(sp, rc, "could not spool in");
+}
+
+/* Lets go of the older turns of a thread, all but those in the queue. */
+static void trim(struct spool *sp, const struct id *thread)
+{
+    static const int steps[] = {S_TRIM_MESSAGES, S_TRIM_TURNS};
+    int gone = 0;
+
+    for (size_t i = 0; i < DAC_ARRAY_LEN(steps); i++) {
+        sqlite3_stmt *s = sp->stmt[steps[i]];
+        if ((sqlite_bind_id(s, 1, thread) |
+             sqlite3_bind_int64(s, 2, (int64_t)sp->turns_kept)) != 0 ||
+            run(sp, steps[i]) != SQLITE_OK)
+            return;
+        gone = sqlite3_changes(sp->db);
+    }
+    if (gone > 0 && sqlite_bind_id(sp->stmt[S_TRIM_DEPTH], 1, thread) == 0)
+        (void)run(sp, S_TRIM_DEPTH);
+}
+
+static enum dac_err put_rows(struct spool *sp, struct store_row *rows, size_t n,
+                             bool queued)
+{
+    int64_t now_us = clock_wall_us();
+    enum dac_err e = sqlite_writer_begin(sp->st);
+
+    if (e != DAC_OK)
+        return store_failed(sp, e);
+    for (size_t i = 0; e == DAC_OK && i < n; i++) {
+        if (rows[i].result != DAC_OK)
+            continue;
+        e = put_row(sp, &rows[i], now_us);
+        if (e != DAC_OK || rows[i].result != DAC_OK)
+            continue;
+        if (!queued) {
+            if (rows[i].kind == STORE_TURN)
+                trim(sp, &rows[i].u.turn.thread_id);
+            continue;
+        }
+        int rc = enqueue(sp, &rows[i], now_us);
+        if (rc != SQLITE_OK)
+            e = fail(sp, rc, "could not spool in");
+    }
+    if (e == DAC_OK) {
+        e = sqlite_writer_commit(sp->st);
+        if (e != DAC_OK)
+            store_failed(sp, e);
+    }
+    if (e != DAC_OK)
+        sqlite_writer_rollback(sp->st);
+    return e;
+}
+
+static int read_number(struct spool *sp, int which, int64_t *first, int64_t *second)
+{
+    sqlite3_stmt *s = sp->stmt[which];
+    int rc = sqlite3_step(s);
+
+    if (rc == SQLITE_ROW) {
+        *first = sqlite3_column_int64(s, 0);
+        if (second)
+            *second = sqlite3_column_int64(s, 1);
+        rc = SQLITE_OK;
+    }
+    sqlite3_reset(s);
+    return rc;
+}
+
+static int recount(struct spool *sp)
+{
+    int64_t rows = 0, oldest = 0;
+    int rc = read_number(sp, S_COUNT, &rows, &oldest);
+
+    if (rc == SQLITE_OK) {
+        sp->rows = (uint64_t)rows;
+        sp->oldest_us = oldest;
+    }
+    return rc;
+}
+
+static uint64_t bytes_used(struct spool *sp)
+{
+    int64_t pages = 0, unused = 0;
+
+    if (read_number(sp, S_PAGES, &pages, NULL) != SQLITE_OK ||
+        read_number(sp, S_FREE_PAGES, &unused, NULL) != SQLITE_OK)
+        return 0;
+    return (uint64_t)(pages - unused) * sp->page_size;
+}
+
+enum dac_err spool_put(struct spool *sp, struct store_row *rows, size_t n)
+{
+    if (bytes_used(sp) >= sp->max_bytes) {
+        snprintf(sp->error, sizeof sp->error,
+                 "spool \"%s\" has reached its limit of %" PRIu64 " bytes (spool_max)",
+                 sp->path, sp->max_bytes);
+        return DAC_E_FULL;
+    }
+    enum dac_err e = put_rows(sp, rows, n, true);
+
+    if (e != DAC_OK)
+        return e;
+    for (size_t i = 0; i < n; i++)
+        if (rows[i].result == DAC_OK)
+            rows[i].place = STORE_IN_SPOOL;
+    sp->rows += n; /* about; counted anew when it is drained */
+    if (sp->oldest_us == 0)
+        sp->oldest_us = clock_wall_us();
+    sp->loose = true;
+    return DAC_OK;
+}
+
+/* --- draining ----------------------------------------------------------------------- */
+
+static bool copy_text(struct spool_batch *b, sqlite3_stmt *s, int i,
+                      struct store_text *out)
+{
+    *out = (struct store_text){0};
+    if (sqlite3_column_type(s, i) == SQLITE_NULL)
+        return true;
+    const unsigned char *text = sqlite3_column_text(s, i);
+    size_t n = (size_t)sqlite3_column_bytes(s, i);
+
+    out->s = text ? arena_copy(&b->texts, text, n) : NULL;
+    out->n = n;
+    return out->s != NULL;
+}
+
+static bool copy_word(struct spool_batch *b, sqlite3_stmt *s, int i, const char **out)
+{
+    struct store_text text;
+    bool ok = copy_text(b, s, i, &text);
+
+    *out = text.s;
+    return ok;
+}
+
+static double column_real(sqlite3_stmt *s, int i)
+{
+    return sqlite3_column_type(s, i) == SQLITE_NULL ? -1 : sqlite3_column_double(s, i);
+}
+
+static int64_t column_count(sqlite3_stmt *s, int i)
+{
+    return sqlite3_column_type(s, i) == SQLITE_NULL ? -1 : sqlite3_column_int64(s, i);
+}
+
+static enum dac_err take_turn(struct spool_batch *b, sqlite3_stmt *s, const char *org,
+                              struct store_turn *t)
+{
+    const void *digest = sqlite3_column_blob(s, 22);
+
+    if (!digest || sqlite3_column_bytes(s, 22) != sizeof t->key_digest ||
+        !sqlite_read_id(s, 2, &t->id) || !sqlite_read_id(s, 3, &t->thread_id) ||
+        !sqlite_read_time(s, 23, &t->created_us) ||
+        !sqlite_read_time(s, 24, &t->finished_us) ||
+        !sqlite_read_id(s, 25, &t->user_message_id) ||
+        !sqlite_read_id(s, 27, &t->assistant_message_id))
+        return DAC_E_CORRUPT;
+    memcpy(t->key_digest, digest, sizeof t->key_digest);
+    t->org = org;
+    t->ttft_ms = column_real(s, 14);
+    t->latency_ms = column_real(s, 15);
+    t->queue_wait_ms = column_real(s, 16);
+    t->prompt_tokens = column_count(s, 17);
+    t->completion_tokens = column_count(s, 18);
+    t->followers = sqlite3_column_int64(s, 19);
+    t->hits = sqlite3_column_int64(s, 20);
+    t->generation = sqlite3_column_int(s, 21);
+    bool ok =
+        copy_word(b, s, 9, &t->provider) && copy_word(b, s, 10, &t->model) &&
+        copy_word(b, s, 11, &t->status) && copy_word(b, s, 12, &t->finish_reason) &&
+        copy_word(b, s, 13, &t->error_code) && copy_text(b, s, 26, &t->user_content) &&
+        copy_text(b, s, 28, &t->assistant_content) && copy_text(b, s, 29, &t->citations);
+    return ok ? DAC_OK : DAC_E_NOMEM;
+}
+
+/* Fills in one row of the queue. DAC_E_CORRUPT: it cannot be what was put there. */
+static enum dac_err take_row(struct spool_batch *b, sqlite3_stmt *s,
+                             struct store_row *row)
+{
+    struct store_text title;
+    const char *org;
+    struct id thread;
+
+    memset(row, 0, sizeof *row);
+    if (!copy_word(b, s, 4, &org) || !copy_text(b, s, 5, &title))
+        return DAC_E_NOMEM;
+    if (!sqlite_read_id(s, 3, &thread))
+        return DAC_E_CORRUPT;
+    int kind = sqlite3_column_int(s, 1);
+
+    row->kind = (enum store_row_kind)kind;
+    switch (kind) {
+    case STORE_THREAD:
+        row->u.thread = (struct store_thread){.id = thread,
+                                              .org = org,
+                                              .title = title,
+                                              .created_us = sqlite3_column_int64(s, 6)};
+        return DAC_OK;
+    case STORE_TURN:
+        return take_turn(b, s, org, &row->u.turn);
+    case STORE_COUNTS:
+        row->u.counts.followers = sqlite3_column_int64(s, 7);
+        row->u.counts.hits = sqlite3_column_int64(s, 8);
+        return sqlite_read_id(s, 2, &row->u.counts.turn) ? DAC_OK : DAC_E_CORRUPT;
+    case STORE_TITLE:
+    case STORE_DELETE:
+        row->u.change = (struct store_change){.thread = thread,
+                                              .org = org,
+                                              .title = title,
+                                              .at_us = sqlite3_column_int64(s, 6)};
+        return DAC_OK;
+    default:
+        return DAC_E_CORRUPT;
+    }
+}
+
+static size_t text_bytes(const struct store_row *row)
+{
+    if (row->kind != STORE_TURN)
+        return 0;
+    return row->u.turn.user_content.n + row->u.turn.assistant_content.n;
+}
+
+enum dac_err spool_next(struct spool *sp, size_t max, size_t bytes,
+                        struct spool_batch *out)
+{
+    sqlite3_stmt *s = sp->stmt[S_NEXT];
+    enum dac_err e = DAC_OK;
+    size_t sum = 0;
+    int rc = SQLITE_DONE;
+
+    memset(out, 0, sizeof *out);
+    out->rows = calloc(max, sizeof *out->rows);
+    if (!out->rows)
+        return DAC_E_NOMEM;
+    if (sqlite3_bind_int64(s, 1, (int64_t)max) != SQLITE_OK)
+        return DAC_E_NOMEM;
+    while (e == DAC_OK && out->n < max && sum < bytes &&
+           (rc = sqlite3_step(s)) == SQLITE_ROW) {
+        e = take_row(out, s, &out->rows[out->n]);
+        if (e == DAC_E_CORRUPT) {
+            log_error(0, "spool \"%s\": entry %lld of its queue is damaged; left out",
+                      sp->path, (long long)sqlite3_column_int64(s, 0));
+            out->last_seq = sqlite3_column_int64(s, 0);
+            e = DAC_OK;
+            continue;
+        }
+        out->last_seq = sqlite3_column_int64(s, 0);
+        if (e == DAC_OK)
+            sum += text_bytes(&out->rows[out->n++]);
+    }
+    sqlite3_reset(s);
+    if (e == DAC_OK && rc != SQLITE_ROW && rc != SQLITE_DONE)
+        e = fail(sp, rc, "could not read spool");
+    if (e == DAC_OK && out->last_seq == 0) {
+        sp->rows = 0;
+        sp->oldest_us = 0;
+    }
+    return e;
+}
+
+static int set_aside(struct spool *sp, const struct store_row *row)
+{
+    sqlite3_stmt *s = sp->stmt[S_REJECT];
+
+    if ((sqlite_bind_id(s, 1, id_of(row)) | sqlite_bind_str(s, 2, kind_names[row->kind]) |
+         sqlite_bind_str(s, 3, org_of(row)) | sqlite_bind_str(s, 4, row->why) |
+         sqlite_bind_time(s, 5, clock_wall_us())) != 0)
+        return SQLITE_NOMEM;
+    return run(sp, S_REJECT);
+}
+
+enum dac_err spool_done(struct spool *sp, const struct spool_batch *batch)
+{
+    enum dac_err e = sqlite_writer_begin(sp->st);
+    int rc = SQLITE_OK;
+
+    if (e != DAC_OK)
+        return store_failed(sp, e);
+    for (size_t i = 0; rc == SQLITE_OK && i < batch->n; i++) {
+        const struct store_row *row = &batch->rows[i];
+        if (row->result == DAC_E_NOT_FOUND && row->kind != STORE_COUNTS)
+            rc = set_aside(sp, row);
+    }
+    if (rc == SQLITE_OK)
+        rc = sqlite3_bind_int64(sp->stmt[S_DONE], 1, batch->last_seq);
+    if (rc == SQLITE_OK)
+        rc = run(sp, S_DONE);
+    if (rc == SQLITE_OK)
+        rc = recount(sp);
+    if (rc != SQLITE_OK)
+        e = fail(sp, rc, "could not take rows off spool");
+    else if ((e = sqlite_writer_commit(sp->st)) != DAC_OK)
+        store_failed(sp, e);
+    if (e != DAC_OK)
+        sqlite_writer_rollback(sp->st);
+    return e;
+}
+
+void spool_batch_free(struct spool_batch *batch)
+{
+    free(batch->rows);
+    arena_free(&batch->texts);
+    memset(batch, 0, sizeof *batch);
+}
+
+/* --- what is kept ------------------------------------------------------------------- */
+
+/* Commits of the cache need not reach the disk: what is lost of them is in PostgreSQL. */
+static void durable(struct spool *sp, bool yes)
+{
+    (void)sqlite3_exec(sp->db,
+                       yes ? "PRAGMA synchronous = FULL" : "PRAGMA synchronous = NORMAL",
+                       NULL, NULL, NULL);
+}
+
+void spool_keep(struct spool *sp, struct store_row *rows, size_t n)
+{
+    bool worth_it = false;
+
+    for (size_t i = 0; i < n; i++) {
+        const struct id *thread = thread_of(&rows[i]);
+        if (!thread || id_is_zero(thread))
+            rows[i].result = DAC_E_STATE; /* not of the cache */
+        worth_it = worth_it || rows[i].result == DAC_OK;
+    }
+    if (!worth_it || bytes_used(sp) >= sp->max_bytes / 2)
+        return;
+    durable(sp, false);
+    if (put_rows(sp, rows, n, false) != DAC_OK)
+        log_debug(0, "spool \"%s\" does not keep %zu rows: %s", sp->path, n, sp->error);
+    durable(sp, true);
+}
+
+bool spool_knows_history(struct spool *sp, const struct id *thread)
+{
+    sqlite3_stmt *s = sp->stmt[S_DEPTH];
+    bool known = sqlite_bind_id(s, 1, thread) == 0 && sqlite3_step(s) == SQLITE_ROW &&
+                 sqlite3_column_int(s, 0) > 0;
+
+    sqlite3_reset(s);
+    return known;
+}
+
+void spool_filled(struct spool *sp, const struct id *thread, bool whole)
+{
+    sqlite3_stmt *s = sp->stmt[S_SET_DEPTH];
+
+    durable(sp, false);
+    if ((sqlite_bind_id(s, 1, thread) | sqlite3_bind_int(s, 2, whole ? 2 : 1)) == 0)
+        (void)run(sp, S_SET_DEPTH);
+    durable(sp, true);
+}
+
+static bool drop(struct spool *sp, const struct id *thread)
+{
+    static const int steps[] = {S_DROP_MESSAGES, S_DROP_TURNS, S_DROP_THREAD,
+                                S_DROP_INDEX};
+
+    for (size_t i = 0; i < DAC_ARRAY_LEN(steps); i++)
+        if (sqlite_bind_id(sp->stmt[steps[i]], 1, thread) != 0 ||
+            run(sp, steps[i]) != SQLITE_OK)
+            return false;
+    return true;
+}
+
+/* Drops threads above the limit, least recently used first, and trims the others. */
+static void drop_stale(struct spool *sp)
+{
+    struct id stale[DROP_AT_ONCE];
+    size_t n = 0;
+    sqlite3_stmt *s = sp->stmt[S_STALE];
+
+    if ((sqlite3_bind_int64(s, 1, (int64_t)sp->threads_max) |
+         sqlite3_bind_int(s, 2, DROP_AT_ONCE)) == 0)
+        while (n < DROP_AT_ONCE && sqlite3_step(s) == SQLITE_ROW)
+            if (sqlite_read_id(s, 0, &stale[n]))
+                n++;
+    sqlite3_reset(s);
+    sqlite3_clear_bindings(s);
+    for (size_t i = 0; i < n; i++)
+        if (!drop(sp, &stale[i]))
+            break;
+    sp->stale = n == DROP_AT_ONCE;
+}
+
+static void drop_loose(struct spool *sp)
+{
+    sp->loose = false;
+    if (run(sp, S_DROP_LOOSE_MESSAGES) == SQLITE_OK)
+        (void)run(sp, S_DROP_LOOSE);
+}
+
+void spool_tidy(struct spool *sp)
+{
+    bool loose = sp->loose && sp->rows == 0;
+
+    if (sp->stale || loose) {
+        durable(sp, false);
+        if (sqlite_writer_begin(sp->st) == DAC_OK) {
+            if (sp->stale)
+                drop_stale(sp);
+            if (loose)
+                drop_loose(sp);
+            if (sqlite_writer_commit(sp->st) != DAC_OK)
+                sqlite_writer_rollback(sp->st);
+        }
+        durable(sp, true);
+    }
+    store_tidy(sp->st);
+}
+
+/* --- life --------------------------------------------------------------------------- */
+
+void spool_stats(struct spool *sp, struct spool_stats *out)
+{
+    uint64_t used = bytes_used(sp);
+
+    *out = (struct spool_stats){.rows = sp->rows,
+                                .bytes = used,
+                                .oldest_us = sp->rows > 0 ? sp->oldest_us : 0,
+                                .nearly_full = used >= sp->max_bytes / 10 * 9};
+}
+
+const char *spool_error(const struct spool *sp)
+{
+    return sp->error;
+}
+
+void spool_close(struct spool *sp)
+{
+    if (!sp)
+        return;
+    sqlite_finalize_all(sp->stmt, S_N);
+    store_close(sp->st);
+    free(sp->path);
+    free(sp);
+}
+
+/* Gives a file that is of no use another name, with what belongs to it. */
+static bool rename_away(const char *path)
+{
+    static const char *const suffixes[] = {"", "-wal", "-shm"};
+    char from[PATH_MAX], to[PATH_MAX];
+    long long at = (long long)(clock_wall_us() / 1000);
+
+    for (size_t i = 0; i < DAC_ARRAY_LEN(suffixes); i++) {
+        snprintf(from, sizeof from, "%s%s", path, suffixes[i]);
+        snprintf(to, sizeof to, "%s.aside-%lld%s", path, at, suffixes[i]);
+        if (rename(from, to) != 0 && (i == 0 || errno != ENOENT))
+            return false;
+    }
+    log_error(0,
+              "spool \"%s\" is of no use and was set aside as \"%s.aside-%lld\"; what is "
+              "in it has not reached PostgreSQL",
+              path, path, at);
+    return true;
+}
+
+static enum dac_err make_own(struct spool *sp, char *why, size_t n)
+{
+    int64_t size = 0;
+    sqlite3_stmt *pragma = NULL;
+    int rc = sqlite3_exec(sp->db, own_tables, NULL, NULL, NULL);
+
+    if (rc == SQLITE_OK)
+        rc = sqlite_prepare_all(sp->db, spool_sql, S_N, sp->stmt);
+    if (rc == SQLITE_OK)
+        rc = recount(sp);
+    if (rc == SQLITE_OK)
+        rc = sqlite3_prepare_v2(sp->db, "PRAGMA page_size", -1, &pragma, NULL);
+    if (rc == SQLITE_OK && sqlite3_step(pragma) == SQLITE_ROW)
+        size = sqlite3_column_int64(pragma, 0);
+    sqlite3_finalize(pragma);
+    sp->page_size = size > 0 ? (uint64_t)size : 4096;
+    if (rc != SQLITE_OK)
+        return sqlite_explain(sp->db, sp->path, rc, "could not use spool", why, n);
+    return DAC_OK;
+}
+
+static enum dac_err open_once(const struct spool_options *opt, struct spool **out,
+                              char *why, size_t n)
+{
+    const struct store_options store = {
+        .sqlite = opt->path, .alive = opt->alive, .arg = opt->arg};
+    struct spool *sp = calloc(1, sizeof *sp);
+    enum dac_err e = DAC_E_NOMEM;
+
+    snprintf(why, n, "out of memory");
+    if (!sp)
+        return e;
+    sp->max_bytes = opt->max_bytes;
+    sp->threads_max = opt->threads_max;
+    sp->turns_kept = opt->turns_kept;
+    sp->loose = sp->stale = true;
+    sp->path = strdup(opt->path);
+    if (sp->path)
+        e = store_sqlite_open(opt->base, &store, &sp->st, why, n);
+    if (e == DAC_OK)
+        e = store_migrate(sp->st, why, n);
+    if (e == DAC_OK) {
+        sp->db = sqlite_writer_db(sp->st);
+        e = make_own(sp, why, n);
+    }
+    if (e != DAC_OK) {
+        spool_close(sp);
+        return e;
+    }
+    *out = sp;
+    return DAC_OK;
+}
+
+enum dac_err spool_open(const struct spool_options *opt, struct spool **out, char *why,
+                        size_t n)
+{
+    enum dac_err e = open_once(opt, out, why, n);
+
+    /* Damaged; or of another program or a newer version. */
+    if ((e == DAC_E_CORRUPT || e == DAC_E_INVALID || e == DAC_E_STATE) &&
+        rename_away(opt->path)) {
+        log_error(0, "the reason: %s", why);
+        e = open_once(opt, out, why, n);
+    }
+    return e;
+}

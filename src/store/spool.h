@@ -1,0 +1,80 @@
+/*
+ * The spool: a SQLite file that takes batches while PostgreSQL is away, and keeps the
+ * threads that were used last, so that they stay readable meanwhile.
+ *
+ * It has the tables of a SQLite store, in which what is spooled and what is kept are
+ * ordinary rows, and two of its own: the queue, which says what PostgreSQL has not got
+ * yet and in which order, and the index of the kept threads. A row is durable when
+ * spool_put() returns, and leaves the queue only after PostgreSQL's commit. Kept rows
+ * are a cache: written without fsync, dropped by least recent use.
+ *
+ * Calls take as long as SQLite does and never wait for the network. Runs in the recorder;
+ * workers read the file with the SQLite reader.
+ */
+#ifndef DAC_STORE_SPOOL_H
+#define DAC_STORE_SPOOL_H
+
+#include "store/arena.h"
+#include "store/store.h"
+
+struct spool;
+
+struct spool_options {
+    struct event_base *base;
+    const char *path;
+    uint64_t max_bytes;       /* of the file; above it nothing new is taken */
+    size_t threads_max;       /* threads that are kept */
+    size_t turns_kept;        /* of one thread, at least */
+    void (*alive)(void *arg); /* as in struct store_options */
+    void *arg;
+};
+
+struct spool_stats {
+    uint64_t rows;     /* in the queue */
+    uint64_t bytes;    /* of the file that are in use, kept threads included */
+    int64_t oldest_us; /* when the first in the queue came; 0: it is empty */
+    bool nearly_full;  /* above nine tenths of max_bytes: newcomers are to be refused */
+};
+
+/* The oldest rows of the queue, to be written elsewhere. Rows and texts are its own. */
+struct spool_batch {
+    struct store_row *rows;
+    size_t n;
+    int64_t last_seq;
+    struct arena texts;
+};
+
+/* Opens, or makes the file (mode 0600). One that is damaged, of another program or of a
+ * newer version is renamed, never deleted; that is logged, and a new one begun. On
+ * failure `why` is for the operator. */
+enum dac_err spool_open(const struct spool_options *opt, struct spool **out, char *why,
+                        size_t n) DAC_CHECK;
+void spool_close(struct spool *sp);
+
+/* Queues a batch, in its order; each row's result as store_write() says. DAC_E_FULL: the
+ * file has reached its limit, or the disk has; nothing was taken. */
+enum dac_err spool_put(struct spool *sp, struct store_row *rows, size_t n) DAC_CHECK;
+/* Keeps what PostgreSQL has just committed: threads, turns, titles and deletions of them.
+ * A failure costs the cache, not the rows. */
+void spool_keep(struct spool *sp, struct store_row *rows, size_t n);
+/* Whether nothing older of this thread is missing from what a history takes. */
+bool spool_knows_history(struct spool *sp, const struct id *thread);
+/* The turns that history needs were kept by spool_keep(): `whole` is all of them. */
+void spool_filled(struct spool *sp, const struct id *thread, bool whole);
+
+/* The oldest rows, at most `max` and about `bytes` of text; an empty batch: none. The
+ * caller frees it in either case. */
+enum dac_err spool_next(struct spool *sp, size_t max, size_t bytes,
+                        struct spool_batch *out) DAC_CHECK;
+/* They are stored elsewhere: takes them off the queue. What was refused there for a
+ * missing thread is set aside in table `rejected`. */
+enum dac_err spool_done(struct spool *sp, const struct spool_batch *batch) DAC_CHECK;
+void spool_batch_free(struct spool_batch *batch);
+
+void spool_stats(struct spool *sp, struct spool_stats *out);
+/* Upkeep, between batches: the log of the file, and dropping what is kept too long. */
+void spool_tidy(struct spool *sp);
+/* Text of the last failure. Valid until the next call. */
+const char *spool_error(const struct spool *sp);
+
+#endif

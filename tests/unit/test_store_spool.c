@@ -1,0 +1,345 @@
+/*
+ * The spool: what goes in comes out in order, once, after a death too; its limits; what
+ * it keeps of threads; files that are of no use.
+ */
+#include <check.h>
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "store/spool.h"
+#include "store_fixture.h"
+
+static struct spool *sp;
+
+static struct spool *open_spool(uint64_t max_bytes, size_t threads)
+{
+    char why[512] = "";
+    struct spool *out = NULL;
+    const struct spool_options opt = {.base = fx_base(),
+                                      .path = fx_db,
+                                      .max_bytes = max_bytes,
+                                      .threads_max = threads,
+                                      .turns_kept = 4};
+
+    ck_assert_msg(spool_open(&opt, &out, why, sizeof why) == DAC_OK, "%s", why);
+    return out;
+}
+
+static void setup(void)
+{
+    fx_setup();
+    sp = open_spool(64u << 20, 8);
+}
+
+static void teardown(void)
+{
+    spool_close(sp);
+    fx_teardown();
+}
+
+static void put_turn(unsigned n, unsigned thread)
+{
+    struct store_turn t = fx_turn(n, thread);
+    struct store_row row = fx_turn_row(&t);
+
+    row.result = DAC_OK;
+    ck_assert_msg(spool_put(sp, &row, 1) == DAC_OK, "%s", spool_error(sp));
+    ck_assert_int_eq(row.result, DAC_OK);
+    ck_assert_int_eq(row.place, STORE_IN_SPOOL);
+}
+
+static void keep_turn(unsigned n, unsigned thread)
+{
+    struct store_turn t = fx_turn(n, thread);
+    struct store_row row = fx_turn_row(&t);
+
+    row.result = DAC_OK;
+    spool_keep(sp, &row, 1);
+}
+
+static uint64_t rows_left(void)
+{
+    struct spool_stats s;
+
+    spool_stats(sp, &s);
+    return s.rows;
+}
+
+static void same_text(const struct store_text *a, const struct store_text *b)
+{
+    ck_assert_uint_eq(a->n, b->n);
+    ck_assert((a->s == NULL) == (b->s == NULL));
+    if (a->s)
+        ck_assert_int_eq(memcmp(a->s, b->s, a->n), 0);
+}
+
+START_TEST(everything_comes_out_as_it_went_in)
+{
+    struct store_thread h = fx_thread(1);
+    struct store_turn t = fx_turn(1, 1);
+    struct store_turn loose = fx_turn(2, 0);
+    struct store_row in[] = {fx_thread_row(&h),
+                             fx_turn_row(&t),
+                             fx_turn_row(&loose),
+                             fx_counts_row(&t.id, 7, 9),
+                             fx_change_row(STORE_TITLE, 1, "new"),
+                             fx_change_row(STORE_DELETE, 1, NULL)};
+    struct spool_batch b;
+
+    t.assistant_content = fx_text("an answer");
+    in[1] = fx_turn_row(&t);
+    ck_assert_int_eq(spool_put(sp, in, DAC_ARRAY_LEN(in)), DAC_OK);
+    ck_assert_uint_eq(rows_left(), DAC_ARRAY_LEN(in));
+
+    /* Another recorder finds it all. */
+    spool_close(sp);
+    sp = open_spool(64u << 20, 8);
+    ck_assert_uint_eq(rows_left(), DAC_ARRAY_LEN(in));
+    ck_assert_int_eq(spool_next(sp, 100, 1u << 20, &b), DAC_OK);
+    ck_assert_uint_eq(b.n, DAC_ARRAY_LEN(in));
+    for (size_t i = 0; i < b.n; i++)
+        ck_assert_int_eq(b.rows[i].kind, in[i].kind);
+    ck_assert(id_equal(&b.rows[0].u.thread.id, &h.id));
+    ck_assert_str_eq(b.rows[0].u.thread.org, h.org);
+    same_text(&b.rows[0].u.thread.title, &h.title);
+    ck_assert_int_eq(b.rows[0].u.thread.created_us, h.created_us);
+
+    const struct store_turn *o = &b.rows[1].u.turn;
+    ck_assert(id_equal(&o->id, &t.id) && id_equal(&o->thread_id, &t.thread_id));
+    ck_assert(id_equal(&o->user_message_id, &t.user_message_id));
+    ck_assert(id_equal(&o->assistant_message_id, &t.assistant_message_id));
+    ck_assert_str_eq(o->org, t.org);
+    ck_assert_str_eq(o->model, t.model);
+    ck_assert_str_eq(o->status, t.status);
+    same_text(&o->user_content, &t.user_content);
+    same_text(&o->assistant_content, &t.assistant_content);
+    same_text(&o->citations, &t.citations);
+    ck_assert_int_eq(memcmp(o->key_digest, t.key_digest, sizeof t.key_digest), 0);
+    ck_assert_int_eq(o->created_us, t.created_us);
+    ck_assert_int_eq(o->finished_us, t.finished_us);
+    ck_assert(o->latency_ms == t.latency_ms && o->ttft_ms == t.ttft_ms);
+    ck_assert_int_eq(o->followers, 7); /* the counts came while it was here */
+    ck_assert(id_is_zero(&b.rows[2].u.turn.thread_id));
+    ck_assert_int_eq(b.rows[3].u.counts.hits, 9);
+    ck_assert_str_eq(b.rows[4].u.change.title.s, "new");
+    ck_assert_int_eq(b.rows[5].u.change.at_us, in[5].u.change.at_us);
+
+    ck_assert_int_eq(spool_done(sp, &b), DAC_OK);
+    spool_batch_free(&b);
+    ck_assert_uint_eq(rows_left(), 0);
+    ck_assert_int_eq(spool_next(sp, 100, 1u << 20, &b), DAC_OK);
+    ck_assert_uint_eq(b.n, 0);
+    spool_batch_free(&b);
+}
+END_TEST
+
+START_TEST(batches_are_bounded_and_in_order)
+{
+    struct spool_batch b;
+    unsigned seen = 0;
+
+    for (unsigned n = 1; n <= 10; n++)
+        put_turn(n, 1);
+    for (;;) {
+        ck_assert_int_eq(spool_next(sp, 4, 1u << 20, &b), DAC_OK);
+        ck_assert_uint_le(b.n, 4);
+        for (size_t i = 0; i < b.n; i++) {
+            struct id want = fx_turn(++seen, 1).id;
+            ck_assert(id_equal(&b.rows[i].u.turn.id, &want));
+        }
+        size_t n = b.n;
+        ck_assert_int_eq(spool_done(sp, &b), DAC_OK);
+        spool_batch_free(&b);
+        if (n == 0)
+            break;
+    }
+    ck_assert_uint_eq(seen, 10);
+
+    /* One row at least, however many bytes it has. */
+    put_turn(11, 1);
+    put_turn(12, 1);
+    ck_assert_int_eq(spool_next(sp, 4, 1, &b), DAC_OK);
+    ck_assert_uint_eq(b.n, 1);
+    spool_batch_free(&b);
+}
+END_TEST
+
+START_TEST(what_finds_no_thread_is_set_aside)
+{
+    struct spool_batch b;
+
+    put_turn(1, 1);
+    put_turn(2, 1);
+    ck_assert_int_eq(spool_next(sp, 4, 1u << 20, &b), DAC_OK);
+    b.rows[0].result = DAC_E_NOT_FOUND;
+    snprintf(b.rows[0].why, sizeof b.rows[0].why, "no such thread");
+    ck_assert_int_eq(spool_done(sp, &b), DAC_OK);
+    spool_batch_free(&b);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM rejected WHERE kind = 'turn' AND "
+                            "reason = 'no such thread'"),
+                     1);
+    ck_assert_uint_eq(rows_left(), 0);
+}
+END_TEST
+
+START_TEST(a_row_of_another_org_is_refused)
+{
+    struct store_turn t = fx_turn(1, 1);
+    struct store_row row = fx_turn_row(&t);
+
+    put_turn(1, 1);
+    row.u.turn.org = "other";
+    row.result = DAC_OK;
+    ck_assert_int_eq(spool_put(sp, &row, 1), DAC_OK);
+    ck_assert_int_ne(row.result, DAC_OK);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_queue"), 1);
+}
+END_TEST
+
+START_TEST(above_its_limit_nothing_is_taken)
+{
+    char *text = malloc(64u << 10);
+    unsigned n = 0;
+    enum dac_err e;
+    struct spool_stats s;
+    bool warned = false;
+
+    memset(text, 'x', 64u << 10);
+    spool_close(sp);
+    sp = open_spool(2u << 20, 8);
+    do {
+        struct store_turn t = fx_turn(++n, 1);
+        t.assistant_content = (struct store_text){text, 64u << 10};
+        struct store_row row = fx_turn_row(&t);
+        row.result = DAC_OK;
+        spool_stats(sp, &s);
+        warned = warned || s.nearly_full;
+        e = spool_put(sp, &row, 1);
+    } while (e == DAC_OK && n < 100);
+    ck_assert_int_eq(e, DAC_E_FULL);
+    ck_assert_ptr_nonnull(strstr(spool_error(sp), "spool_max"));
+    ck_assert(warned && n > 20);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_queue"), n - 1);
+    free(text);
+}
+END_TEST
+
+START_TEST(threads_are_kept_by_use)
+{
+    for (unsigned thread = 1; thread <= 12; thread++) {
+        struct store_thread h = fx_thread(thread);
+        struct store_row row = fx_thread_row(&h);
+        row.result = DAC_OK;
+        spool_keep(sp, &row, 1);
+        keep_turn(thread, thread);
+    }
+    put_turn(100, 2); /* in the queue: it stays, whatever comes */
+    keep_turn(101, 1);
+    spool_tidy(sp);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_threads"), 8);
+    struct id first = fx_thread(1).id, second = fx_thread(2).id, third = fx_thread(3).id;
+    ck_assert(spool_knows_history(sp, &first));
+    ck_assert(spool_knows_history(sp, &second));
+    ck_assert(!spool_knows_history(sp, &third));
+    ck_assert_int_eq(
+        fx_int("SELECT count(*) FROM turns t WHERE NOT EXISTS (SELECT 1 FROM "
+               "threads h WHERE h.id = t.thread_id)"),
+        0);
+    ck_assert_uint_eq(rows_left(), 1);
+}
+END_TEST
+
+START_TEST(how_deep_a_thread_is_known)
+{
+    struct id thread = fx_thread(1).id;
+
+    keep_turn(1, 1); /* a thread that was there before: older turns may be missing */
+    ck_assert(!spool_knows_history(sp, &thread));
+    spool_filled(sp, &thread, true);
+    ck_assert(spool_knows_history(sp, &thread));
+    ck_assert_int_eq(fx_int("SELECT depth FROM spool_threads"), 2);
+    for (unsigned n = 2; n <= 9; n++)
+        keep_turn(n, 1);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), 4);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM messages"), 8);
+    ck_assert_int_eq(fx_int("SELECT depth FROM spool_threads"), 1);
+    ck_assert(spool_knows_history(sp, &thread));
+}
+END_TEST
+
+START_TEST(turns_without_a_thread_leave_with_the_queue)
+{
+    struct spool_batch b;
+
+    put_turn(1, 0);
+    ck_assert_int_eq(spool_next(sp, 4, 1u << 20, &b), DAC_OK);
+    ck_assert_int_eq(spool_done(sp, &b), DAC_OK);
+    spool_batch_free(&b);
+    spool_tidy(sp);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), 0);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM messages"), 0);
+}
+END_TEST
+
+static size_t set_aside(void)
+{
+    DIR *d = opendir(fx_dir);
+    struct dirent *e;
+    size_t n = 0;
+
+    while ((e = readdir(d)) != NULL)
+        n += strstr(e->d_name, ".aside-") != NULL && !strstr(e->d_name, "-wal") &&
+             !strstr(e->d_name, "-shm");
+    closedir(d);
+    return n;
+}
+
+static const char *const useless[] = {"torn", "foreign", "newer"};
+
+START_TEST(a_file_of_no_use_is_set_aside)
+{
+    put_turn(1, 1);
+    spool_close(sp);
+    if (strcmp(useless[_i], "torn") == 0) {
+        FILE *f = fopen(fx_db, "r+");
+        fputs("this is no database, it was torn apart long ago", f);
+        fclose(f);
+    } else if (strcmp(useless[_i], "foreign") == 0) {
+        fx_exec("PRAGMA application_id = 77");
+    } else {
+        fx_exec("PRAGMA user_version = 999");
+    }
+    ck_assert_ptr_nonnull(freopen("/dev/null", "w", stderr)); /* what is logged of it */
+    sp = open_spool(64u << 20, 8);
+    ck_assert_uint_eq(set_aside(), 1);
+    ck_assert_uint_eq(rows_left(), 0);
+    put_turn(2, 1);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("spool");
+    TCase *t = tcase_create("spool");
+    SRunner *r = srunner_create(s);
+
+    tcase_add_checked_fixture(t, setup, teardown);
+    tcase_set_timeout(t, 60);
+    tcase_add_test(t, everything_comes_out_as_it_went_in);
+    tcase_add_test(t, batches_are_bounded_and_in_order);
+    tcase_add_test(t, what_finds_no_thread_is_set_aside);
+    tcase_add_test(t, a_row_of_another_org_is_refused);
+    tcase_add_test(t, above_its_limit_nothing_is_taken);
+    tcase_add_test(t, threads_are_kept_by_use);
+    tcase_add_test(t, how_deep_a_thread_is_known);
+    tcase_add_test(t, turns_without_a_thread_leave_with_the_queue);
+    tcase_add_loop_test(t, a_file_of_no_use_is_set_aside, 0, DAC_ARRAY_LEN(useless));
+    suite_add_tcase(s, t);
+    srunner_run_all(r, CK_NORMAL);
+    int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed != 0;
+}
