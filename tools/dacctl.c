@@ -1,7 +1,7 @@
 /*
  * dacctl: looks at an instance from outside. It maps the segment read-only, so it can
  * disturb nobody, and needs no answer from anyone: it works on a service that stands
- * still, or is dead.
+ * still, or is dead. Two commands are about the database and need no instance at all.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -13,37 +13,50 @@
 
 #include "config.h"
 #include "dacctl.h"
+#include "dacctl_store.h"
 
 #define OUTPUT_MAX (UINT64_C(64) << 20)
 #define SHM_FOLDER "/dev/shm/"
 
 static const char usage[] =
     "Usage: dacctl [-n NAME] [--json] COMMAND\n"
-    "Looks at a dacd from outside, read-only.\n"
+    "       dacctl [-c FILE | -d DATABASE] migrate [--dry-run | --print-roles]\n"
+    "       dacctl [-c FILE | -d DATABASE] prune --older-than AGE [--dry-run]\n"
+    "Looks at a dacd from outside, read-only; looks after its database.\n"
     "\n"
     "  status    processes, flights by state, memory, providers, counters\n"
     "  flights   one line per flight in memory\n"
     "  check     every structure, of a dead instance's memory too: says what is wrong;\n"
     "            exits 0: nothing, 1: something, 2: there was nothing to look at\n"
+    "  migrate   brings the database up to date, as dacd does when it starts\n"
+    "  prune     deletes what ended longer ago than AGE (90d), in small batches\n"
     "\n"
-    "  -n, --name NAME  the instance ([server] name; default: the only one that runs)\n"
-    "      --json       one JSON object instead of tables\n"
-    "  -V, --version    print the version and exit\n"
-    "  -h, --help       print this and exit\n";
+    "  -n, --name NAME      the instance ([server] name; default: the only one that "
+    "runs)\n"
+    "      --json           one JSON object instead of tables\n"
+    "  -c, --config FILE    where the database is configured (default: as for dacd)\n"
+    "  -d, --database NAME  another one: a libpq connection string or an SQLite file\n"
+    "      --dry-run        print the SQL that is missing; count what would be deleted\n"
+    "      --print-roles    print the SQL that makes PostgreSQL's roles, and do nothing\n"
+    "      --older-than AGE a number and one of s, m, h, d\n"
+    "  -V, --version        print the version and exit\n"
+    "  -h, --help           print this and exit\n";
 
 static const struct command {
     const char *name;
     int (*run)(struct shm *shm, const char *name, bool json, struct buf *out);
     int no_segment; /* what to exit with if there is none to look at */
+    int (*run_on_store)(const struct store_arguments *args); /* instead of `run` */
 } commands[] = {
-    {"status", dacctl_status, 1},
-    {"flights", dacctl_flights, 1},
-    {"check", dacctl_check, 2},
+    {"status", dacctl_status, 1, NULL}, {"flights", dacctl_flights, 1, NULL},
+    {"check", dacctl_check, 2, NULL},   {"migrate", NULL, 1, dacctl_migrate},
+    {"prune", NULL, 1, dacctl_prune},
 };
 
 struct arguments {
     const char *name; /* NULL: the only instance */
     bool json;
+    struct store_arguments store;
     const struct command *command;
 };
 
@@ -61,18 +74,38 @@ static int parse_arguments(int argc, char **argv, struct arguments *out)
 {
     static const struct option options[] = {{"name", required_argument, NULL, 'n'},
                                             {"json", no_argument, NULL, 'j'},
+                                            {"config", required_argument, NULL, 'c'},
+                                            {"database", required_argument, NULL, 'd'},
+                                            {"dry-run", no_argument, NULL, 'y'},
+                                            {"print-roles", no_argument, NULL, 'r'},
+                                            {"older-than", required_argument, NULL, 'o'},
                                             {"version", no_argument, NULL, 'V'},
                                             {"help", no_argument, NULL, 'h'},
                                             {0}};
     int c;
 
-    while ((c = getopt_long(argc, argv, "n:jVh", options, NULL)) != -1) {
+    while ((c = getopt_long(argc, argv, "n:c:d:Vh", options, NULL)) != -1) {
         switch (c) {
         case 'n':
             out->name = optarg;
             break;
         case 'j':
             out->json = true;
+            break;
+        case 'c':
+            out->store.conf = optarg;
+            break;
+        case 'd':
+            out->store.database = optarg;
+            break;
+        case 'y':
+            out->store.dry_run = true;
+            break;
+        case 'r':
+            out->store.print_roles = true;
+            break;
+        case 'o':
+            out->store.older_than = optarg;
             break;
         case 'V':
             puts("dacctl " DAC_VERSION);
@@ -153,6 +186,8 @@ int main(int argc, char **argv)
 
     if (rc >= 0)
         return rc;
+    if (args.command->run_on_store)
+        return args.command->run_on_store(&args.store);
     if (args.name) {
         if (strlen(args.name) >= sizeof(name) || strchr(args.name, '/')) {
             fprintf(stderr, "dacctl: \"%s\" is no name of an instance\n", args.name);

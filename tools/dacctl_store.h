@@ -1,0 +1,41 @@
+/*
+ * dacctl's commands on the database, which need no service and no segment. They return
+ * what to exit with, and say on stderr what went wrong.
+ */
+#ifndef DAC_TOOLS_DACCTL_STORE_H
+#define DAC_TOOLS_DACCTL_STORE_H
+
+#include <libpq-fe.h>
+#include <sqlite3.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+struct store_arguments {
+    const char *conf;     /* configuration file; NULL: the usual one */
+    const char *database; /* connection string or SQLite file; NULL: the configured one */
+    const char *older_than;
+    bool dry_run;
+    bool print_roles;
+};
+
+/* Exactly one of pg and db is set while it is open. */
+struct database {
+    PGconn *pg;
+    sqlite3 *db;
+    char *path; /* owned; of the SQLite file */
+};
+
+/* Opens what the arguments or the configuration name. False: it has said why. An SQLite
+ * file that is not there is not made. */
+bool database_open(const struct store_arguments *args, struct database *out);
+void database_close(struct database *d);
+/* Runs one statement whose parameters are $1 and $2 (NULL: it has none of that number).
+ * *n: the rows it changed, or the number it has selected. False: it has said why, as
+ * "could not <doing>: ...". */
+bool database_run(struct database *d, const char *doing, const char *sql, const char *p1,
+                  const char *p2, int64_t *n);
+
+int dacctl_migrate(const struct store_arguments *args);
+int dacctl_prune(const struct store_arguments *args);
+
+#endif
