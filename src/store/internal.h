@@ -39,6 +39,7 @@ struct store_ops {
     enum dac_err (*migrate)(struct store *st, char *why, size_t n);
     void (*close)(struct store *st); /* no batch runs; does not free st's core */
     bool (*up)(const struct store *st);
+    bool (*refused)(const struct store *st);
     /* Begins the batch of st; store_finish() ends it, and may be called at once. Rows
      * with another `result` than DAC_OK have been refused already; they are not to be
      * written. */
@@ -55,7 +56,8 @@ struct store {
     struct event_base *base;
     struct event *deliver; /* calls back for a batch that has ended */
     void (*alive)(void *arg);
-    void *alive_arg;
+    void (*changed)(void *arg);
+    void *opt_arg;
     /* The batch that runs, borrowed. */
     struct store_row *rows;
     size_t n;
@@ -79,7 +81,11 @@ void store_row_refuse(struct store_row *row, enum dac_err e, const char *fmt, ..
     DAC_PRINTF(3, 4);
 /* Tells whoever watches that this process lives. */
 void store_alive(struct store *st);
+/* Tells the owner that `up` or `refused` may have changed. */
+void store_changed(struct store *st);
 
+enum dac_err store_postgres_open(struct event_base *base, const struct store_options *opt,
+                                 struct store **out, char *why, size_t n);
 enum dac_err store_sqlite_open(struct event_base *base, const struct store_options *opt,
                                struct store **out, char *why, size_t n);
 

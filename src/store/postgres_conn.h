@@ -85,7 +85,8 @@ void postgres_conn_drop(struct postgres_conn *c, const char *why);
 
 /* The answer to one statement or sync; `res` is borrowed until the callback returns. Its
  * status is PGRES_TUPLES_OK, PGRES_COMMAND_OK, PGRES_FATAL_ERROR, PGRES_PIPELINE_ABORTED
- * (an earlier one since the last sync failed) or PGRES_PIPELINE_SYNC. */
+ * (an earlier one since the last sync failed) or PGRES_PIPELINE_SYNC; of a sync it is an
+ * error where the commit itself failed. */
 typedef void (*postgres_result_cb)(void *arg, PGresult *res);
 
 /* Prepares all statements of the options, once they make sense there (the schema is up to

@@ -22,6 +22,8 @@ enum dac_err store_open(struct event_base *base, const struct store_options *opt
                         struct store **out, char *why, size_t n)
 {
     *out = NULL;
+    if (opt->postgres != NULL && opt->postgres[0] != '\0')
+        return store_postgres_open(base, opt, out, why, n);
     if (opt->sqlite == NULL || opt->sqlite[0] == '\0') {
         snprintf(why, n, "no database is configured: set sqlite in [store]");
         return DAC_E_INVALID;
@@ -53,6 +55,12 @@ bool store_up(const struct store *st)
 {
     DAC_ASSERT(st->magic == STORE_MAGIC);
     return st->ops->up(st);
+}
+
+bool store_refused(const struct store *st)
+{
+    DAC_ASSERT(st->magic == STORE_MAGIC);
+    return st->ops->refused != NULL && st->ops->refused(st);
 }
 
 const char *store_error(const struct store *st)
@@ -227,6 +235,7 @@ static void check_row(struct store_row *row, enum store_place place)
         row->place = place;
         row->why[0] = '\0';
     }
+    row->sqlstate[0] = '\0';
 }
 
 /* --- batches ------------------------------------------------------------------------ */
@@ -253,7 +262,8 @@ enum dac_err store_init(struct store *st, const struct store_ops *ops,
     st->pid = getpid();
     st->base = base;
     st->alive = opt->alive;
-    st->alive_arg = opt->arg;
+    st->changed = opt->changed;
+    st->opt_arg = opt->arg;
     st->deliver = event_new(base, -1, 0, deliver, st);
     return st->deliver != NULL ? DAC_OK : DAC_E_NOMEM;
 }
@@ -269,7 +279,13 @@ void store_fini(struct store *st)
 void store_alive(struct store *st)
 {
     if (st->alive != NULL)
-        st->alive(st->alive_arg);
+        st->alive(st->opt_arg);
+}
+
+void store_changed(struct store *st)
+{
+    if (st->changed != NULL)
+        st->changed(st->opt_arg);
 }
 
 void store_write(struct store *st, struct store_row *rows, size_t n, uint64_t timeout_ns,

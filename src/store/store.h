@@ -30,6 +30,9 @@ struct store_options {
     /* Writer: called between two steps of a call that may take long, so that a watchdog
      * sees life; NULL: nobody. */
     void (*alive)(void *arg);
+    /* Writer: store_up() or store_refused() may say something else now; also called
+     * after each attempt to connect that has failed. From the loop. NULL: nobody. */
+    void (*changed)(void *arg);
     void *arg;
 };
 
@@ -124,6 +127,8 @@ struct store_row {
     enum dac_err result;
     enum store_place place;   /* of a result that is DAC_OK */
     char why[STORE_WHY_SIZE]; /* of a result that is not DAC_OK; no content of the row */
+    char sqlstate[8];         /* PostgreSQL's code of it, "" if there is none */
+    bool sent;                /* the store's own note while the batch runs */
 };
 
 /* DAC_OK: all rows whose result says so are durable. Otherwise it is unknown whether any
@@ -137,16 +142,22 @@ typedef void (*store_write_cb)(void *arg, enum dac_err e);
 enum dac_err store_open(struct event_base *base, const struct store_options *opt,
                         struct store **out, char *why, size_t n) DAC_CHECK;
 /* Applies what is missing of the numbered migrations, all or nothing; needed before the
- * first batch. A database from a newer program, or of another one, is refused. */
+ * first batch. A database from a newer program, or of another one, is refused.
+ * PostgreSQL: does nothing. */
 enum dac_err store_migrate(struct store *st, char *why, size_t n) DAC_CHECK;
 /* Forgets a batch that runs. */
 void store_close(struct store *st);
-/* "sqlite"; what `stored` says in answers. */
+/* "sqlite" or "postgres"; what `stored` says in answers. */
 const char *store_kind(const struct store *st);
-/* Whether a batch is worth trying: opened and migrated. */
+/* Whether a batch is worth trying: opened and migrated. PostgreSQL connects by itself,
+ * again and again, and migrates whenever it has. */
 bool store_up(const struct store *st);
+/* Whether the database is from a newer release, as store_error() says: it will not be
+ * usable, unless somebody acts. */
+bool store_refused(const struct store *st);
 
-/* Writes a batch in the order of its rows; one at a time. The rows and all they point to
+/* Writes a batch; one at a time. Threads go before turns, those before all others; apart
+ * from that the rows' order counts. The rows and all they point to
  * are the store's until the callback, which comes from the loop, never from inside the
  * call. SQLite does the work inside the call, which may take 2 s and a commit.
  * `timeout_ns`: how long the store may take to answer (SQLite: not looked at). */

@@ -15,6 +15,7 @@ static pid_t loop_pid;
 char fx_dir[64];
 char fx_db[96];
 void (*fx_alive)(void);
+uint64_t fx_patience_ns = UINT64_C(10000000000);
 
 void fx_setup(void)
 {
@@ -171,7 +172,7 @@ enum dac_err fx_write(struct store *st, struct store_row *rows, size_t n)
 {
     struct written w = {0};
 
-    store_write(st, rows, n, 2000000000, on_written, &w);
+    store_write(st, rows, n, fx_patience_ns, on_written, &w);
     ck_assert_int_eq(w.calls, 0); /* never from inside the call */
     ck_assert(store_busy(st));
     while (w.calls == 0)

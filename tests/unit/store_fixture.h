@@ -20,6 +20,8 @@ void fx_setup(void);
 void fx_teardown(void);
 /* Called by the writer between the last row of a batch and its commit; NULL: nobody. */
 extern void (*fx_alive)(void);
+/* How long fx_write() lets the store take; 10 s. */
+extern uint64_t fx_patience_ns;
 
 /* The writer, opened and migrated; aborts the test if that fails. Its callbacks come from
  * fx_base(), which is made anew in a forked child. */

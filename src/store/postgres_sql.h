@@ -1,0 +1,49 @@
+/*
+ * The statements of the PostgreSQL writer and their parameters: one function for each,
+ * which puts rows of a batch into it. For postgres_writer.c only.
+ *
+ * Threads and turns of a batch go in by one statement each, as arrays, and another one
+ * asks afterwards, in the same transaction, which of them are not there under their org.
+ * Look-ups of single ids are written as subqueries, not joins: a plan that is kept from
+ * when a table was small must not read it whole when it is large.
+ */
+#ifndef DAC_STORE_POSTGRES_SQL_H
+#define DAC_STORE_POSTGRES_SQL_H
+
+#include "store/postgres_conn.h"
+#include "store/postgres_value.h"
+#include "store/store.h"
+
+enum {
+    W_LIMITS,
+    W_THREADS,
+    W_THREADS_MISSING,
+    W_TURNS,
+    W_TURNS_MISSING,
+    W_COUNTS,
+    W_TITLE,
+    W_DELETE,
+    W_REJECTED,
+    W_N
+};
+
+extern const struct postgres_statement postgres_writer_sql[W_N];
+
+/* Each takes the rows whose result is DAC_OK and whose kind is its own. */
+void postgres_put_limits(struct postgres_args *a, uint64_t timeout_ns);
+void postgres_put_threads(struct postgres_args *a, const struct store_row *rows,
+                          size_t n);
+void postgres_put_turns(struct postgres_args *a, const struct store_row *rows, size_t n);
+/* Their ids and orgs: of W_THREADS_MISSING and W_TURNS_MISSING, which answer with the
+ * place of a row among those of its kind, from 1, and whether the id exists. */
+void postgres_put_ids(struct postgres_args *a, const struct store_row *rows, size_t n,
+                      enum store_row_kind kind);
+/* Single rows of the other kinds. */
+void postgres_put_counts(struct postgres_args *a, const struct store_counts *c);
+void postgres_put_title(struct postgres_args *a, const struct store_change *c);
+void postgres_put_delete(struct postgres_args *a, const struct store_change *c);
+/* A refused row; `sqlstate` may be "". */
+void postgres_put_rejected(struct postgres_args *a, const struct store_row *row,
+                           const char *sqlstate);
+
+#endif
