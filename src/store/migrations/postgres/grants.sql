@@ -3,6 +3,9 @@
 
 DO $$
 BEGIN
+    IF to_regclass('schema_migrations') IS NULL THEN
+        RETURN; -- the migration will do it
+    END IF;
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'dac_service') THEN
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO dac_service', current_schema());
         GRANT SELECT ON schema_migrations, threads, turns, messages, idempotency, rejected
