@@ -46,6 +46,8 @@ struct store_ops {
     void (*write)(struct store *st);
     void (*abort)(struct store *st); /* a batch runs */
     void (*tidy)(struct store *st);
+    /* Fills in what it knows of it; `out` is zero but for `up`. NULL: nothing. */
+    void (*stats)(const struct store *st, struct store_stats *out);
 };
 
 /* First member of each implementation's writer. */
@@ -79,6 +81,8 @@ void store_finish(struct store *st, enum dac_err e);
 /* Sets a row's result and reason. */
 void store_row_refuse(struct store_row *row, enum dac_err e, const char *fmt, ...)
     DAC_PRINTF(3, 4);
+/* Sets each row's result as the front does before a batch. */
+void store_check_rows(struct store_row *rows, size_t n, enum store_place place);
 /* Tells whoever watches that this process lives. */
 void store_alive(struct store *st);
 /* Tells the owner that `up` or `refused` may have changed. */
@@ -86,6 +90,9 @@ void store_changed(struct store *st);
 
 enum dac_err store_postgres_open(struct event_base *base, const struct store_options *opt,
                                  struct store **out, char *why, size_t n);
+/* PostgreSQL with a spool before it. */
+enum dac_err store_spooled_open(struct event_base *base, const struct store_options *opt,
+                                struct store **out, char *why, size_t n);
 enum dac_err store_sqlite_open(struct event_base *base, const struct store_options *opt,
                                struct store **out, char *why, size_t n);
 
@@ -124,9 +131,11 @@ struct store_query {
     uint64_t seq;  /* place in the order of finishing */
     char *org;     /* owned */
     struct id id;
-    struct id cursor; /* after or until */
-    size_t limit;     /* rows; of a history messages */
-    size_t max_bytes; /* of a history */
+    struct store_query *inner; /* spooled_reader.c: asked of another reader, or NULL */
+    uint64_t asked_ns;         /* spooled_reader.c: when that was */
+    struct id cursor;          /* after or until */
+    size_t limit;              /* rows; of a history messages */
+    size_t max_bytes;          /* of a history */
     uint64_t deadline_ns;
     union {
         store_thread_cb thread;
@@ -146,6 +155,7 @@ struct store_reader_ops {
     void (*start)(struct store_reader *r, struct store_query *q);
     /* Forgets q, which it has. */
     void (*cancel)(struct store_reader *r, struct store_query *q);
+    bool (*up)(const struct store_reader *r); /* NULL: always */
 };
 
 /* First member of each implementation's reader. */
@@ -160,6 +170,12 @@ struct store_reader {
     bool delivering;
     bool closing; /* closed from inside a callback */
 };
+
+/* Whether a query is answered soon, as far as is known. */
+static inline bool store_reader_up(const struct store_reader *r)
+{
+    return !r->ops->up || r->ops->up(r);
+}
 
 /* The core's part; on failure nothing is left. */
 enum dac_err reader_init(struct store_reader *r, const struct store_reader_ops *ops,
@@ -176,6 +192,9 @@ struct store_message *query_add_message(struct query_rows *rows);
 enum dac_err store_postgres_reader_open(struct event_base *base,
                                         const struct store_options *opt,
                                         struct store_reader **out, char *why, size_t n);
+enum dac_err store_spooled_reader_open(struct event_base *base,
+                                       const struct store_options *opt,
+                                       struct store_reader **out, char *why, size_t n);
 enum dac_err store_sqlite_reader_open(struct event_base *base, const char *path,
                                       struct store_reader **out, char *why, size_t n);
 

@@ -360,10 +360,16 @@ static void postgres_reader_close(struct store_reader *core)
     free(r);
 }
 
+static bool postgres_reader_up(const struct store_reader *r)
+{
+    return postgres_conn_is_up(((const struct postgres_reader *)r)->conn);
+}
+
 static const struct store_reader_ops postgres_reader_ops = {
     .close = postgres_reader_close,
     .start = postgres_reader_start,
     .cancel = postgres_reader_cancel,
+    .up = postgres_reader_up,
 };
 
 enum dac_err store_postgres_reader_open(struct event_base *base,

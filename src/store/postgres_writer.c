@@ -575,8 +575,14 @@ static void postgres_store_close(struct store *st)
     free(s);
 }
 
+static void postgres_store_stats(const struct store *st, struct store_stats *out)
+{
+    out->reconnects = postgres_conn_reconnects(((const struct postgres_store *)st)->conn);
+}
+
 static const struct store_ops postgres_ops = {
     .kind = "postgres",
+    .place = STORE_IN_POSTGRES,
     .migrate = postgres_store_migrate,
     .close = postgres_store_close,
     .up = postgres_store_up,
@@ -584,6 +590,7 @@ static const struct store_ops postgres_ops = {
     .write = postgres_store_write,
     .abort = postgres_store_abort,
     .tidy = postgres_store_tidy,
+    .stats = postgres_store_stats,
 };
 
 enum dac_err store_postgres_open(struct event_base *base, const struct store_options *opt,

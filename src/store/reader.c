@@ -17,6 +17,9 @@ enum dac_err store_reader_open(struct event_base *base, const struct store_optio
                                struct store_reader **out, char *why, size_t n)
 {
     *out = NULL;
+    if (opt->postgres != NULL && opt->postgres[0] != '\0')
+        return opt->spool != NULL ? store_spooled_reader_open(base, opt, out, why, n)
+                                  : store_postgres_reader_open(base, opt, out, why, n);
     if (opt->sqlite == NULL || opt->sqlite[0] == '\0') {
         snprintf(why, n, "no database is configured: set sqlite in [store]");
         return DAC_E_INVALID;

@@ -23,7 +23,8 @@ enum dac_err store_open(struct event_base *base, const struct store_options *opt
 {
     *out = NULL;
     if (opt->postgres != NULL && opt->postgres[0] != '\0')
-        return store_postgres_open(base, opt, out, why, n);
+        return opt->spool != NULL ? store_spooled_open(base, opt, out, why, n)
+                                  : store_postgres_open(base, opt, out, why, n);
     if (opt->sqlite == NULL || opt->sqlite[0] == '\0') {
         snprintf(why, n, "no database is configured: set sqlite in [store]");
         return DAC_E_INVALID;
@@ -288,12 +289,24 @@ void store_changed(struct store *st)
         st->changed(st->opt_arg);
 }
 
+void store_check_rows(struct store_row *rows, size_t n, enum store_place place)
+{
+    for (size_t i = 0; i < n; i++)
+        check_row(&rows[i], place);
+}
+
+void store_stats(const struct store *st, struct store_stats *out)
+{
+    *out = (struct store_stats){.up = store_up(st)};
+    if (st->ops->stats != NULL)
+        st->ops->stats(st, out);
+}
+
 void store_write(struct store *st, struct store_row *rows, size_t n, uint64_t timeout_ns,
                  store_write_cb cb, void *arg)
 {
     DAC_ASSERT(st->magic == STORE_MAGIC && st->pid == getpid() && !st->busy);
-    for (size_t i = 0; i < n; i++)
-        check_row(&rows[i], st->ops->place);
+    store_check_rows(rows, n, st->ops->place);
     st->rows = rows;
     st->n = n;
     st->timeout_ns = timeout_ns;

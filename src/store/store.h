@@ -27,6 +27,9 @@ struct store_options {
     const char *postgres;    /* libpq connection string; NULL or empty: SQLite */
     const char *application; /* of PostgreSQL's sessions: "dac: recorder" */
     const char *sqlite;      /* database file; its folder must exist */
+    const char *spool;       /* with postgres: file that takes over while that is away */
+    uint64_t spool_max_bytes;
+    size_t thread_cache; /* threads that the spool keeps readable */
     /* Writer: called between two steps of a call that may take long, so that a watchdog
      * sees life; NULL: nobody. */
     void (*alive)(void *arg);
@@ -168,6 +171,17 @@ bool store_busy(const struct store *st);
 /* Gives the rows back: no callback any more, and it is unknown what became of them.
  * Without effect if none runs. */
 void store_abort(struct store *st);
+/* How it is going. */
+struct store_stats {
+    bool up;                 /* the database itself, not the spool */
+    uint64_t reconnects;     /* connections made after the first one */
+    uint64_t spool_rows;     /* that the database has not got; 0 also without a spool */
+    uint64_t spool_bytes;    /* of the file in use, kept threads included */
+    int64_t spool_oldest_us; /* since when the oldest of them waits; 0: none does */
+    bool spool_full;         /* no new questions are to be taken */
+};
+void store_stats(const struct store *st, struct store_stats *out);
+
 /* Upkeep that is due (SQLite: a checkpoint of the write-ahead log); may take as long as a
  * commit. Call between batches, after those who waited for the commit were told; a commit
  * does it itself when it is long overdue. */

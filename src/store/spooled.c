@@ -1,0 +1,452 @@
+/*
+ * PostgreSQL with a spool before it: the writer that the recorder uses where `postgres`
+ * is configured. A batch ends where it can be made durable soonest:
+ *
+ *   PostgreSQL up, queue empty    -> PostgreSQL; fails or takes too long -> spool
+ *   PostgreSQL down, or the queue
+ *   holds more than one batch     -> spool
+ *   the last batch of the queue
+ *   is on its way                 -> waits for that, then as above
+ *
+ * So the order within a thread is kept: nothing passes what waits in the queue. The queue
+ * is drained batch by batch while PostgreSQL is up; a row leaves it after the commit, and
+ * one that was written twice is there once, by its id.
+ *
+ * After a commit the rows are copied, and store_tidy(), which comes after those who
+ * waited were told, has the spool keep them, so that threads in use stay readable while
+ * PostgreSQL is away. Of a thread that is new to the spool the older turns are fetched.
+ * Runs in the recorder.
+ */
+#include <event2/event.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "store/internal.h"
+#include "store/spool.h"
+#include "store/spooled_fill.h"
+
+#define DRAIN_ROWS       256
+#define DRAIN_BYTES      (16u << 20)
+#define DRAIN_MIN_NS     (100 * NS_PER_MS) /* before the next try after a failure */
+#define DRAIN_MAX_NS     (5 * NS_PER_S)
+#define DRAIN_TIMEOUT_NS (10 * NS_PER_S) /* for a batch that nobody waits for */
+#define TICK_NS          (100 * NS_PER_MS)
+#define KEEP_BYTES_MAX   (16u << 20) /* copied rows that wait for store_tidy() */
+#define TURNS_KEPT       64
+
+/* What PostgreSQL is doing. */
+enum doing { NOTHING, DIRECT, DRAINING };
+
+/* Copies of committed rows. */
+struct copies {
+    struct store_row rows[DRAIN_ROWS];
+    size_t n;
+    size_t bytes;
+    struct arena texts;
+};
+
+struct spooled {
+    struct store core; /* first */
+    struct store *pg;
+    struct spool *spool;
+    struct spooled_fill *fill;
+    struct event *tick; /* drains, and tries again */
+    enum doing doing;
+    uint64_t held_ns; /* since when the core's batch waits for the one that is drained; 0:
+                       * it does not */
+    bool away;        /* said so in the log */
+    bool draining;    /* said so in the log */
+    uint64_t drained_rows;
+    struct spool_batch batch; /* what is drained */
+    uint64_t retry_at_ns;
+    uint64_t backoff_ns;
+    struct copies copies;
+};
+
+static struct spooled *self(struct store *st)
+{
+    return (struct spooled *)st;
+}
+
+static void pass_on(struct spooled *s);
+
+/* --- what is kept ------------------------------------------------------------------- */
+
+static const char *copy_word(struct arena *a, const char *word)
+{
+    return word ? arena_copy(a, word, strlen(word)) : NULL;
+}
+
+static struct store_text copy_text(struct arena *a, const struct store_text *t)
+{
+    struct store_text out = {.n = t->n};
+
+    out.s = t->s ? arena_copy(a, t->s, t->n) : NULL;
+    return out;
+}
+
+static void copy_turn(struct arena *a, struct store_turn *t)
+{
+    t->org = copy_word(a, t->org);
+    t->provider = copy_word(a, t->provider);
+    t->model = copy_word(a, t->model);
+    t->status = copy_word(a, t->status);
+    t->finish_reason = copy_word(a, t->finish_reason);
+    t->error_code = copy_word(a, t->error_code);
+    t->fetcher = copy_word(a, t->fetcher);
+    t->user_content = copy_text(a, &t->user_content);
+    t->assistant_content = copy_text(a, &t->assistant_content);
+    t->citations = copy_text(a, &t->citations);
+}
+
+static size_t row_bytes(const struct store_row *row)
+{
+    return row->kind == STORE_TURN
+               ? row->u.turn.user_content.n + row->u.turn.assistant_content.n
+               : 0;
+}
+
+/* What finds no room is not kept: the cache is then shorter by that thread. */
+static void copy_rows(struct spooled *s, const struct store_row *rows, size_t n)
+{
+    struct copies *c = &s->copies;
+
+    for (size_t i = 0; i < n && c->n < DRAIN_ROWS; i++) {
+        struct store_row *to = &c->rows[c->n];
+        if (rows[i].result != DAC_OK || rows[i].kind == STORE_COUNTS ||
+            c->bytes + row_bytes(&rows[i]) > KEEP_BYTES_MAX)
+            continue;
+        *to = rows[i];
+        if (to->kind == STORE_TURN) {
+            copy_turn(&c->texts, &to->u.turn);
+        } else if (to->kind == STORE_THREAD) {
+            to->u.thread.org = copy_word(&c->texts, to->u.thread.org);
+            to->u.thread.title = copy_text(&c->texts, &to->u.thread.title);
+        } else {
+            to->u.change.org = copy_word(&c->texts, to->u.change.org);
+            to->u.change.title = copy_text(&c->texts, &to->u.change.title);
+        }
+        c->bytes += row_bytes(to);
+        c->n++;
+    }
+}
+
+static void keep_copies(struct spooled *s)
+{
+    struct copies *c = &s->copies;
+
+    if (c->n == 0)
+        return;
+    spool_keep(s->spool, c->rows, c->n);
+    for (size_t i = 0; i < c->n; i++) {
+        const struct store_turn *t = &c->rows[i].u.turn;
+        if (c->rows[i].kind == STORE_TURN && c->rows[i].result == DAC_OK &&
+            !spool_knows_history(s->spool, &t->thread_id))
+            spooled_fill_want(s->fill, t->org, &t->thread_id, &t->id);
+    }
+    arena_free(&c->texts);
+    c->n = 0;
+    c->bytes = 0;
+}
+
+/* --- draining ----------------------------------------------------------------------- */
+
+static uint64_t queued(struct spooled *s)
+{
+    struct spool_stats stats;
+
+    spool_stats(s->spool, &stats);
+    return stats.rows;
+}
+
+static void arm(struct spooled *s, uint64_t ns)
+{
+    const struct timeval tv = {.tv_sec = (time_t)(ns / NS_PER_S),
+                               .tv_usec = (suseconds_t)(ns % NS_PER_S / NS_PER_US)};
+
+    if (!event_pending(s->tick, EV_TIMEOUT, NULL) || ns == 0)
+        event_add(s->tick, &tv);
+}
+
+static void back_off(struct spooled *s)
+{
+    s->backoff_ns = s->backoff_ns == 0 ? DRAIN_MIN_NS : s->backoff_ns * 2;
+    if (s->backoff_ns > DRAIN_MAX_NS)
+        s->backoff_ns = DRAIN_MAX_NS;
+    s->retry_at_ns = clock_now_ns() + s->backoff_ns;
+}
+
+/* What PostgreSQL said of the batch from the queue. */
+static void drained(struct spooled *s, enum dac_err e)
+{
+    if (e == DAC_OK && spool_done(s->spool, &s->batch) != DAC_OK) {
+        log_error(0, "%s; it is tried again", spool_error(s->spool));
+        e = DAC_E_SYS;
+    }
+    if (e == DAC_OK) {
+        s->drained_rows += s->batch.n;
+        s->backoff_ns = 0;
+        s->retry_at_ns = 0;
+    } else {
+        back_off(s);
+    }
+    if (queued(s) == 0 && s->draining) {
+        log_info(0, "PostgreSQL has all %llu rows of the spool",
+                 (unsigned long long)s->drained_rows);
+        s->draining = false;
+        s->drained_rows = 0;
+    }
+    for (size_t i = 0; e == DAC_OK && i < s->batch.n; i++)
+        if (s->batch.rows[i].result == DAC_E_INVALID ||
+            (s->batch.rows[i].result == DAC_E_NOT_FOUND &&
+             s->batch.rows[i].kind != STORE_COUNTS))
+            log_error(0, "a row of the spool was set aside: %s", s->batch.rows[i].why);
+    spool_batch_free(&s->batch);
+}
+
+static void on_drained(void *arg, enum dac_err e)
+{
+    struct spooled *s = arg;
+
+    s->doing = NOTHING;
+    drained(s, e);
+    if (s->held_ns != 0) {
+        s->held_ns = 0;
+        pass_on(s);
+    }
+    if (queued(s) > 0)
+        arm(s, s->backoff_ns);
+}
+
+static void drain(struct spooled *s)
+{
+    enum dac_err e;
+
+    if (s->doing != NOTHING || queued(s) == 0 || clock_now_ns() < s->retry_at_ns ||
+        !store_up(s->pg))
+        return;
+    e = spool_next(s->spool, DRAIN_ROWS, DRAIN_BYTES, &s->batch);
+    if (e != DAC_OK) {
+        log_error(0, "%s", spool_error(s->spool));
+        spool_batch_free(&s->batch);
+        back_off(s);
+        return;
+    }
+    if (!s->draining && s->batch.n > 0)
+        log_info(0, "PostgreSQL is there: the spool is drained");
+    s->draining = true;
+    if (s->batch.n == 0) { /* entries that were left out, or none */
+        drained(s, DAC_OK);
+        return;
+    }
+    s->doing = DRAINING;
+    store_write(s->pg, s->batch.rows, s->batch.n, DRAIN_TIMEOUT_NS, on_drained, s);
+}
+
+static void to_spool(struct spooled *s)
+{
+    struct store *st = &s->core;
+    enum dac_err e = spool_put(s->spool, st->rows, st->n);
+
+    if (e != DAC_OK)
+        snprintf(st->error, sizeof st->error, "%s", spool_error(s->spool));
+    else
+        arm(s, TICK_NS);
+    store_finish(st, e);
+}
+
+static void on_tick(evutil_socket_t fd, short what, void *arg)
+{
+    struct spooled *s = arg;
+
+    (void)fd;
+    (void)what;
+    drain(s);
+    if (s->held_ns != 0 && clock_now_ns() - s->held_ns > s->core.timeout_ns) {
+        s->held_ns = 0;
+        to_spool(s);
+    }
+    if (s->held_ns != 0 || (s->doing == NOTHING && queued(s) > 0))
+        arm(s, TICK_NS);
+}
+
+/* --- a batch ------------------------------------------------------------------------ */
+
+static void on_direct(void *arg, enum dac_err e)
+{
+    struct spooled *s = arg;
+    struct store *st = &s->core;
+
+    s->doing = NOTHING;
+    if (e == DAC_OK) {
+        if (s->away)
+            log_info(0, "turns go to PostgreSQL again");
+        s->away = false;
+        copy_rows(s, st->rows, st->n);
+        store_finish(st, DAC_OK);
+        return;
+    }
+    if (!s->away)
+        log_error(0, "PostgreSQL did not take %zu rows: %s; they go to the spool", st->n,
+                  store_error(s->pg));
+    s->away = true;
+    back_off(s);
+    store_check_rows(st->rows, st->n, STORE_IN_SPOOL);
+    to_spool(s);
+}
+
+/* The core's batch, to where it can go now. */
+static void pass_on(struct spooled *s)
+{
+    uint64_t rows = queued(s);
+
+    if (s->doing == DRAINING && rows <= s->batch.n) {
+        s->held_ns = clock_now_ns();
+        arm(s, TICK_NS);
+    } else if (s->doing == NOTHING && rows == 0 && store_up(s->pg)) {
+        s->doing = DIRECT;
+        store_write(s->pg, s->core.rows, s->core.n, s->core.timeout_ns, on_direct, s);
+    } else {
+        if (!store_up(s->pg) && !s->away) {
+            log_error(0, "PostgreSQL is away: turns go to the spool: %s",
+                      store_error(s->pg));
+            s->away = true;
+        }
+        to_spool(s);
+    }
+}
+
+static void spooled_write(struct store *st)
+{
+    pass_on(self(st));
+}
+
+static void spooled_abort(struct store *st)
+{
+    struct spooled *s = self(st);
+
+    s->held_ns = 0;
+    if (s->doing != DIRECT)
+        return;
+    store_abort(s->pg);
+    s->doing = NOTHING;
+}
+
+/* --- the rest ----------------------------------------------------------------------- */
+
+static void on_changed(void *arg)
+{
+    struct spooled *s = arg;
+
+    s->retry_at_ns = 0;
+    if (store_up(s->pg) && queued(s) > 0)
+        arm(s, 0);
+    store_changed(&s->core);
+}
+
+static bool spooled_up(const struct store *st)
+{
+    (void)st;
+    return true; /* the spool is */
+}
+
+static bool spooled_refused(const struct store *st)
+{
+    return store_refused(((const struct spooled *)st)->pg);
+}
+
+static enum dac_err spooled_migrate(struct store *st, char *why, size_t n)
+{
+    return store_migrate(self(st)->pg, why, n);
+}
+
+static void spooled_tidy(struct store *st)
+{
+    struct spooled *s = self(st);
+
+    keep_copies(s);
+    spool_tidy(s->spool);
+}
+
+static void spooled_stats(const struct store *st, struct store_stats *out)
+{
+    const struct spooled *s = (const struct spooled *)st;
+    struct spool_stats spool;
+
+    store_stats(s->pg, out);
+    spool_stats(s->spool, &spool);
+    out->spool_rows = spool.rows;
+    out->spool_bytes = spool.bytes;
+    out->spool_oldest_us = spool.oldest_us;
+    out->spool_full = spool.nearly_full;
+}
+
+static void spooled_close(struct store *st)
+{
+    struct spooled *s = self(st);
+
+    spooled_fill_free(s->fill);
+    store_close(s->pg);
+    spool_batch_free(&s->batch);
+    spool_close(s->spool);
+    arena_free(&s->copies.texts);
+    if (s->tick)
+        event_free(s->tick);
+    store_fini(st);
+    free(s);
+}
+
+static const struct store_ops spooled_ops = {
+    .kind = "postgres",
+    .place = STORE_IN_POSTGRES,
+    .migrate = spooled_migrate,
+    .close = spooled_close,
+    .up = spooled_up,
+    .refused = spooled_refused,
+    .write = spooled_write,
+    .abort = spooled_abort,
+    .tidy = spooled_tidy,
+    .stats = spooled_stats,
+};
+
+enum dac_err store_spooled_open(struct event_base *base, const struct store_options *opt,
+                                struct store **out, char *why, size_t n)
+{
+    struct spooled *s = calloc(1, sizeof *s);
+    struct store_options inner = *opt;
+    const struct spool_options spool = {.base = base,
+                                        .path = opt->spool,
+                                        .max_bytes = opt->spool_max_bytes,
+                                        .threads_max = opt->thread_cache,
+                                        .turns_kept = TURNS_KEPT,
+                                        .alive = opt->alive,
+                                        .arg = opt->arg};
+    enum dac_err e = DAC_E_NOMEM;
+
+    snprintf(why, n, "out of memory");
+    if (!s)
+        return e;
+    inner.changed = on_changed;
+    inner.arg = s;
+    inner.alive = NULL;
+    s->tick = evtimer_new(base, on_tick, s);
+    if (s->tick)
+        e = store_init(&s->core, &spooled_ops, base, opt);
+    if (e == DAC_OK)
+        e = spool_open(&spool, &s->spool, why, n);
+    if (e == DAC_OK)
+        e = store_postgres_open(base, &inner, &s->pg, why, n);
+    if (e == DAC_OK)
+        e = spooled_fill_new(base, opt, s->spool, &s->fill, why, n);
+    if (e != DAC_OK) {
+        spooled_close(&s->core);
+        return e;
+    }
+    if (queued(s) > 0)
+        log_info(0, "the spool holds %llu rows that PostgreSQL has not got",
+                 (unsigned long long)queued(s));
+    *out = &s->core;
+    return DAC_OK;
+}
