@@ -9,9 +9,12 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "postgres_fixture.h"
+
 static struct event_base *loop;
 static pid_t loop_pid;
 
+bool fx_postgres;
 char fx_dir[64];
 char fx_db[96];
 void (*fx_alive)(void);
@@ -22,6 +25,8 @@ void fx_setup(void)
     snprintf(fx_dir, sizeof(fx_dir), "/tmp/dac-store-XXXXXX");
     ck_assert_ptr_nonnull(mkdtemp(fx_dir));
     snprintf(fx_db, sizeof(fx_db), "%s/t.db", fx_dir);
+    if (fx_postgres)
+        px_setup();
 }
 
 void fx_teardown(void)
@@ -31,6 +36,8 @@ void fx_teardown(void)
     if (loop != NULL)
         event_base_free(loop);
     loop = NULL;
+    if (fx_postgres)
+        px_teardown();
     snprintf(command, sizeof(command), "rm -rf '%s'", fx_dir);
     ck_assert_int_eq(system(command), 0);
 }
@@ -53,19 +60,32 @@ static void alive(void *arg)
 
 struct store *fx_writer(void)
 {
-    struct store_options opt = {.sqlite = fx_db, .alive = alive};
+    struct store_options opt = {
+        .sqlite = fx_db,
+        .alive = alive,
+        .postgres = fx_postgres ? px_conninfo : NULL,
+        .application = "dac: recorder",
+    };
     struct store *st = NULL;
     char why[512] = "";
 
     ck_assert_msg(store_open(fx_base(), &opt, &st, why, sizeof(why)) == DAC_OK, "%s",
                   why);
     ck_assert_msg(store_migrate(st, why, sizeof(why)) == DAC_OK, "%s", why);
+    while (!store_up(st)) {
+        ck_assert_msg(!store_refused(st), "%s", store_error(st));
+        ck_assert_int_eq(event_base_loop(fx_base(), EVLOOP_ONCE), 0);
+    }
     return st;
 }
 
 struct store_reader *fx_reader(struct event_base *base)
 {
-    struct store_options opt = {.sqlite = fx_db};
+    struct store_options opt = {
+        .sqlite = fx_db,
+        .postgres = fx_postgres ? px_conninfo : NULL,
+        .application = "dac: worker 0",
+    };
     struct store_reader *r = NULL;
     char why[512] = "";
 
@@ -212,6 +232,8 @@ static sqlite3 *shell(void)
 
 long long fx_int(const char *sql)
 {
+    if (fx_postgres)
+        return px_int(sql);
     sqlite3 *db = shell();
     sqlite3_stmt *s;
 
@@ -227,6 +249,10 @@ long long fx_int(const char *sql)
 
 void fx_exec(const char *sql)
 {
+    if (fx_postgres) {
+        px_exec(sql);
+        return;
+    }
     sqlite3 *db = shell();
 
     ck_assert_msg(sqlite3_exec(db, sql, NULL, NULL, NULL) == SQLITE_OK, "%s: %s", sql,

@@ -13,6 +13,10 @@
 #define FX_MAX_ROWS 256
 #define FX_START_US INT64_C(1767225600000000) /* 2026-01-01 */
 
+/* Which store the test is about: SQLite, or a new database of the program's PostgreSQL
+ * server (postgres_fixture.h), which is then running. */
+extern bool fx_postgres;
+
 /* Makes the folder; the path of the database in it is fx_db. */
 extern char fx_dir[64];
 extern char fx_db[96];

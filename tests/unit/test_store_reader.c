@@ -1,18 +1,13 @@
 /*
  * What a worker reads: pages, history, turns, other orgs, order and timing of callbacks,
- * cancelling, and waiting for a locked database.
+ * cancelling, large and odd texts. All of it is asked of both kinds of store.
  */
 #include <check.h>
-#include <fcntl.h>
-#include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
 
 #include "base/clock.h"
+#include "postgres_fixture.h"
 #include "store_fixture.h"
 
 static struct event_base *base;
@@ -25,6 +20,12 @@ static void setup(void)
     base = event_base_new();
     st = fx_writer();
     reader = fx_reader(base);
+}
+
+static void setup_postgres(void)
+{
+    fx_postgres = true;
+    setup();
 }
 
 static void teardown(void)
@@ -125,7 +126,8 @@ START_TEST(threads_are_paged_newest_first)
     ask_threads("other", NULL, 5, &a);
     ck_assert(a.e == DAC_OK && a.n == 0 && !a.more);
     /* A page goes on behind a thread that was deleted meanwhile. */
-    fx_exec("UPDATE threads SET deleted_at = created_at WHERE id LIKE '%5'");
+    fx_exec(
+        "UPDATE threads SET deleted_at = created_at WHERE CAST(id AS TEXT) LIKE '%5'");
     after = fx_id('h', 5);
     ask_threads("acme", &after, 2, &a);
     ck_assert(a.n == 2 && is(&a.ids[0], 'h', 4));
@@ -445,6 +447,25 @@ static void note_order(void *arg, enum dac_err e, const struct store_thread *t)
     }
 }
 
+static void linger(int ms)
+{
+    struct timeval tv = {ms / 1000, ms % 1000 * 1000L};
+
+    event_base_loopexit(base, &tv);
+    event_base_loop(base, EVLOOP_NO_EXIT_ON_EMPTY);
+}
+
+/* So many times, and then not again. */
+static void run_until_called(int n)
+{
+    uint64_t until = clock_now_ns() + 10 * NS_PER_S;
+
+    while (order_n < n && clock_now_ns() < until)
+        linger(5);
+    linger(20);
+    ck_assert_int_eq(order_n, n);
+}
+
 START_TEST(callbacks_keep_the_order_and_skip_the_cancelled)
 {
     static int names[] = {0, 1, 2, 3, 4};
@@ -457,9 +478,7 @@ START_TEST(callbacks_keep_the_order_and_skip_the_cancelled)
     ck_assert_int_eq(order_n, 0);
     store_query_cancel(q[1]);
     victim = q[4]; /* cancelled by the callback of 0 */
-    for (int i = 0; i < 3; i++)
-        event_base_loop(base, EVLOOP_NONBLOCK);
-    ck_assert_int_eq(order_n, 3);
+    run_until_called(3);
     ck_assert(order[0] == 0 && order[1] == 2 && order[2] == 3);
 }
 END_TEST
@@ -495,151 +514,184 @@ START_TEST(a_reader_may_be_closed_by_a_callback_or_with_queries_left)
     for (int i = 0; i < 3; i++)
         ck_assert_ptr_nonnull(store_read_thread(reader, "acme", &id, note_order, &name));
     close_inside = true;
-    for (int i = 0; i < 3; i++)
-        event_base_loop(base, EVLOOP_NONBLOCK);
-    ck_assert_int_eq(order_n, 1);
+    run_until_called(1);
     ck_assert_ptr_null(reader);
     close_inside = false;
     reader = fx_reader(base);
     ck_assert_ptr_nonnull(store_read_thread(reader, "acme", &id, note_order, &name));
     store_reader_close(reader);
     reader = fx_reader(base);
-    event_base_loop(base, EVLOOP_NONBLOCK);
-    ck_assert_int_eq(order_n, 1);
+    run_until_called(1);
 }
 END_TEST
 
-/* --- locks -------------------------------------------------------------------------- */
+/* --- large and odd ------------------------------------------------------------------ */
 
-/* Another process that recovers the log after a crash: the log's index has no valid
- * header and its locks are held. Bytes of the -shm file as in SQLite's "WAL-mode File
- * Format". */
-static pid_t recover_for(int ms)
+START_TEST(a_thread_of_ten_thousand_messages_is_paged_through)
 {
-    char path[128];
-    int ready[2];
-    char c;
+    enum { TURNS = 5000, BATCH = 250 };
+    static struct store_row rows[BATCH];
+    static struct fx_answer a;
+    unsigned seen = 0;
+    struct id after;
 
-    snprintf(path, sizeof(path), "%s-shm", fx_db);
-    ck_assert_int_eq(pipe(ready), 0);
-    pid_t pid = fork();
+    fx_store_thread(st, 1);
+    for (unsigned n = 0; n < TURNS; n++) {
+        struct store_turn t = fx_turn(n + 1, 1);
 
-    if (pid == 0) {
-        struct flock lock = {
-            .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 120, .l_len = 3};
-        struct timespec t = {ms / 1000, ms % 1000 * 1000000L};
-        char header[96], zero[96] = {0};
-        int fd = open(path, O_RDWR);
-
-        if (fd < 0 || fcntl(fd, F_SETLK, &lock) != 0 ||
-            pread(fd, header, sizeof(header), 0) != sizeof(header) ||
-            pwrite(fd, zero, sizeof(zero), 0) != sizeof(zero) ||
-            write(ready[1], "x", 1) != 1)
-            _exit(1);
-        nanosleep(&t, NULL);
-        if (pwrite(fd, header, sizeof(header), 0) != sizeof(header))
-            _exit(1);
-        _exit(0);
+        rows[n % BATCH] = fx_turn_row(&t);
+        if (n % BATCH == BATCH - 1)
+            ck_assert_int_eq(fx_write(st, rows, BATCH), DAC_OK);
     }
-    ck_assert_int_eq(read(ready[0], &c, 1), 1);
-    close(ready[0]);
-    close(ready[1]);
-    return pid;
-}
-
-static void reap(pid_t pid)
-{
-    int status;
-
-    ck_assert_int_eq(waitpid(pid, &status, 0), pid);
-    ck_assert(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-}
-
-START_TEST(a_locked_database_is_waited_for_without_stopping_the_loop)
-{
-    static int names[] = {0, 1, 2};
-    struct id id = fx_id('h', 1);
-    struct store_query *q[3];
-
-    fx_store_thread(st, 1);
-    pid_t pid = recover_for(300);
     uint64_t t0 = clock_now_ns();
 
-    for (int i = 0; i < 3; i++)
-        q[i] = store_read_thread(reader, "acme", &id, note_order, &names[i]);
-    ck_assert_uint_lt(clock_now_ns() - t0, 100 * NS_PER_MS);
-    store_query_cancel(q[0]); /* the one that holds the timer */
-    while (order_n < 2)
-        event_base_loop(base, EVLOOP_ONCE);
-    ck_assert(order[0] == 1 && order[1] == 2);
-    ck_assert_uint_gt(clock_now_ns() - t0, 200 * NS_PER_MS);
-    reap(pid);
+    do {
+        ask_messages("acme", 1, seen > 0 ? &after : NULL, 200, &a);
+        ck_assert_int_eq(a.e, DAC_OK);
+        ck_assert_uint_eq(a.n, 200);
+        for (size_t i = 0; i < a.n; i++, seen++)
+            ck_assert(is(&a.ids[i], seen % 2 == 0 ? 'u' : 'a', seen / 2 + 1));
+        after = a.ids[a.n - 1];
+    } while (a.more);
+    ck_assert_uint_eq(seen, 2 * TURNS);
+    /* The last page is as quick as the first: no page reads what is in front of it. */
+    ck_assert_uint_lt(clock_now_ns() - t0, 10 * NS_PER_S);
+    struct id until = fx_id('t', TURNS);
+
+    ask_history(1, &until, 40, 1000, &a);
+    ck_assert(a.n == 40 && a.more && is(&a.ids[39], 'a', TURNS));
+    ask_history(1, &until, SIZE_MAX, 1399, &a);
+    ck_assert(a.n == 198 && a.more && is(&a.ids[0], 'u', TURNS - 98));
 }
 END_TEST
 
-START_TEST(a_lock_that_stays_is_a_timeout_after_two_seconds)
+/* 1,000 turns without an answer stand between the newest and the rest. */
+START_TEST(a_history_looks_back_a_thousand_turns)
 {
+    enum { SILENT = 1000 };
+    static struct store_row rows[SILENT];
     static struct fx_answer a;
+    struct store_turn t = fx_turn(1, 1);
+    struct id until;
+
+    fx_store_thread(st, 1);
+    fx_store_turn(st, &t);
+    for (unsigned n = 0; n < SILENT; n++) {
+        t = fx_turn(n + 2, 1);
+        t.assistant_content.s = NULL;
+        rows[n] = fx_turn_row(&t);
+    }
+    ck_assert_int_eq(fx_write(st, rows, SILENT), DAC_OK);
+    until = fx_id('t', SILENT); /* 999 silent ones and the first */
+    ask_history(1, &until, 10, 1000, &a);
+    ck_assert(a.e == DAC_OK && a.n == 2 && !a.more && is(&a.ids[0], 'u', 1));
+    until = fx_id('t', SILENT + 1);
+    ask_history(1, &until, 10, 1000, &a);
+    ck_assert(a.e == DAC_OK && a.n == 0 && a.more);
+}
+END_TEST
+
+static char *huge;
+static size_t huge_n;
+
+static void on_huge(void *arg, enum dac_err e, const struct store_message *m, size_t n,
+                    bool more)
+{
+    ck_assert(e == DAC_OK && n == 2 && !more);
+    ck_assert_uint_eq(m[1].content.n, huge_n);
+    ck_assert(memcmp(m[1].content.s, huge, huge_n) == 0 &&
+              m[1].content.s[huge_n] == '\0');
+    *(bool *)arg = true;
+}
+
+START_TEST(an_answer_of_four_mebibytes_comes_back_whole)
+{
+    static const char words[] = "αβγ 漢字 👍🏽 \"{}[]\\ \r\n";
+    static const struct id none;
+    bool done = false;
     struct id id = fx_id('h', 1);
+    struct store_turn t = fx_turn(1, 1);
 
+    huge_n = 4u << 20;
+    huge = malloc(huge_n + sizeof(words));
+    for (size_t i = 0; i < huge_n; i += sizeof(words) - 1)
+        memcpy(huge + i, words, sizeof(words) - 1);
+    while ((huge[huge_n] & 0xc0) == 0x80) /* not in the middle of a character */
+        huge_n--;
+    t.assistant_content = (struct store_text){huge, huge_n};
     fx_store_thread(st, 1);
-    pid_t pid = recover_for(2600);
-    uint64_t t0 = clock_now_ns();
-
-    ck_assert_ptr_nonnull(store_read_thread(reader, "acme", &id, fx_on_thread, &a));
-    fx_wait(base, &a);
-    ck_assert_int_eq(a.e, DAC_E_TIMEOUT);
-    ck_assert_uint_ge(clock_now_ns() - t0, 2 * NS_PER_S);
-    ck_assert_uint_lt(clock_now_ns() - t0, 2500 * NS_PER_MS);
-    reap(pid);
-    memset(&a, 0, sizeof(a));
-    ck_assert_ptr_nonnull(store_read_thread(reader, "acme", &id, fx_on_thread, &a));
-    fx_wait(base, &a);
-    ck_assert_int_eq(a.e, DAC_OK);
+    fx_store_turn(st, &t);
+    ck_assert_ptr_nonnull(
+        store_read_messages(reader, "acme", &id, &none, 10, on_huge, &done));
+    while (!done)
+        linger(5);
+    free(huge);
 }
 END_TEST
 
-static int asked_before_commit;
+static const char *expected_text;
 
-static void ask_before_commit(void)
+static void on_odd(void *arg, enum dac_err e, const struct store_turn *t)
 {
-    static struct fx_answer a;
-
-    ask_thread("acme", 1, &a);
-    ck_assert_int_eq(a.e, DAC_E_NOT_FOUND);
-    asked_before_commit++;
+    ck_assert_int_eq(e, DAC_OK);
+    ck_assert_str_eq(t->user_content.s, expected_text);
+    ck_assert_uint_eq(t->user_content.n, strlen(expected_text));
+    ck_assert_str_eq(t->assistant_content.s, expected_text);
+    ck_assert_str_eq(t->model, expected_text);
+    *(bool *)arg = true;
 }
 
-START_TEST(a_reader_sees_no_open_batch_and_does_not_wait_for_it)
+static void on_odd_title(void *arg, enum dac_err e, const struct store_thread *t)
 {
-    static struct fx_answer a;
+    ck_assert_int_eq(e, DAC_OK);
+    ck_assert_str_eq(t->org, expected_text);
+    ck_assert_str_eq(t->title.s, expected_text);
+    *(bool *)arg = true;
+}
 
-    fx_alive = ask_before_commit;
-    fx_store_thread(st, 1);
-    ck_assert_int_eq(asked_before_commit, 1);
-    ask_thread("acme", 1, &a);
-    ck_assert_int_eq(a.e, DAC_OK);
+START_TEST(odd_text_comes_back_as_it_was)
+{
+    static const char *const texts[] = {
+        "\x01\x02\x1b[31m\x7f\t\r\n", /* controls */
+        "e\xcc\x81 and \xc3\xa9",     /* the same letter, composed and not */
+        "\xef\xbb\xbf"
+        "BOM",                                  /* byte order mark */
+        "\xef\xbf\xbd\xef\xbf\xbe\xef\xbf\xbf", /* U+FFFD, noncharacters */
+        "\xf4\x8f\xbf\xbf",                     /* U+10FFFF */
+        "\xee\x80\x80\xf3\xb0\x80\x80",         /* private use */
+        "\xe2\x80\xae"
+        "desrever\xe2\x80\xac",                         /* right to left override */
+        "\xe2\x80\x8b\xe2\x80\x8d\xe2\x81\xa0\xc2\xad", /* nothing to be seen */
+        "\xf0\x9f\x91\xa8\xe2\x80\x8d\xf0\x9f\x91\xa9\xe2\x80\x8d\xf0\x9f\x91\xa7", /* a
+                                                                                 family */
+        "\xc2\x80\xc2\x85\xe2\x80\xa8\xe2\x80\xa9", /* C1, line separators */
+        "' \" \\ \\x41 \\u0000 $1 %s {} -- /* ; ]",
+        "\xed\x9f\xbf\xee\x80\x80", /* around the surrogates */
+        " ",
+    };
+
+    for (unsigned n = 1; n <= DAC_ARRAY_LEN(texts); n++) {
+        struct store_thread h = fx_thread(n);
+        struct store_turn t = fx_turn(n, n);
+        bool done = false, done_title = false;
+
+        expected_text = texts[n - 1];
+        h.org = t.org = t.model = t.provider = t.finish_reason = expected_text;
+        h.title = t.user_content = t.assistant_content = fx_text(expected_text);
+        ck_assert_int_eq(fx_write_one(st, fx_thread_row(&h)), DAC_OK);
+        ck_assert_int_eq(fx_write_one(st, fx_turn_row(&t)), DAC_OK);
+        ck_assert_ptr_nonnull(
+            store_read_turn(reader, expected_text, &t.id, on_odd, &done));
+        ck_assert_ptr_nonnull(
+            store_read_thread(reader, expected_text, &h.id, on_odd_title, &done_title));
+        while (!done || !done_title)
+            linger(1);
+    }
 }
 END_TEST
 
-START_TEST(a_row_that_somebody_spoiled_is_corrupt)
+static void add_tests(TCase *tc)
 {
-    static struct fx_answer a;
-
-    fx_store_thread(st, 1);
-    fx_exec("UPDATE threads SET created_at = '2026-01-01 00:00:00,000000'");
-    ask_thread("acme", 1, &a);
-    ck_assert_int_eq(a.e, DAC_E_CORRUPT);
-}
-END_TEST
-
-int main(void)
-{
-    Suite *s = suite_create("store_reader");
-    TCase *tc = tcase_create("reader");
-
-    tcase_add_checked_fixture(tc, setup, teardown);
-    tcase_set_timeout(tc, 60);
     tcase_add_test(tc, a_thread_is_found_by_its_org_alone);
     tcase_add_test(tc, threads_are_paged_newest_first);
     tcase_add_test(tc, a_page_is_bounded_whatever_is_asked);
@@ -653,16 +705,35 @@ int main(void)
     tcase_add_test(tc, callbacks_keep_the_order_and_skip_the_cancelled);
     tcase_add_test(tc, a_chain_of_queries_does_not_keep_the_loop);
     tcase_add_test(tc, a_reader_may_be_closed_by_a_callback_or_with_queries_left);
-    tcase_add_test(tc, a_locked_database_is_waited_for_without_stopping_the_loop);
-    tcase_add_test(tc, a_lock_that_stays_is_a_timeout_after_two_seconds);
-    tcase_add_test(tc, a_reader_sees_no_open_batch_and_does_not_wait_for_it);
-    tcase_add_test(tc, a_row_that_somebody_spoiled_is_corrupt);
+    tcase_add_test(tc, a_thread_of_ten_thousand_messages_is_paged_through);
+    tcase_add_test(tc, a_history_looks_back_a_thousand_turns);
+    tcase_add_test(tc, an_answer_of_four_mebibytes_comes_back_whole);
+    tcase_add_test(tc, odd_text_comes_back_as_it_was);
+}
+
+static TCase *case_new(Suite *s, const char *name, void (*set_up)(void))
+{
+    TCase *tc = tcase_create(name);
+
+    tcase_add_checked_fixture(tc, set_up, teardown);
+    tcase_set_timeout(tc, 60);
     suite_add_tcase(s, tc);
+    return tc;
+}
+
+int main(void)
+{
+    Suite *s = suite_create("store_reader");
+
+    add_tests(case_new(s, "sqlite", setup));
+    if (px_init())
+        add_tests(case_new(s, "postgres", setup_postgres));
     SRunner *sr = srunner_create(s);
 
     srunner_run_all(sr, CK_NORMAL);
     int failed = srunner_ntests_failed(sr);
 
     srunner_free(sr);
+    px_exit();
     return failed == 0 ? 0 : 1;
 }
