@@ -43,8 +43,9 @@ class Ledger:
         self.problems = []
         self.masterless = []  # [from, to], times in which no master lived, or it stood still
         self.lost_memory = []  # those of them in which the segment was given up
+        self.two_masters = []  # [from, to], in which the children of a dead one still ended their calls
         self.standstills = []  # [from, to], times of stopped processes
-        self.calls = {}  # the provider's number of a call: [question, from, to]
+        self.calls = {}  # the provider's number of a call: [question, from, to, whole]
 
     def problem(self, kind, words):
         """kind: stuck, lost, duplicate, leak, text, order, code, call, crash, check, start, harness."""

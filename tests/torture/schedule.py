@@ -14,7 +14,7 @@ class Strike(NamedTuple):
 
 # Shares of 1000. Whatever takes the master makes all restart delays short again, too.
 STRIKES = {
-    "worker": 500,
+    "worker": 515,
     "recorder": 140,
     "two at once": 90,
     "all workers": 30,
@@ -22,8 +22,8 @@ STRIKES = {
     "recorder stopped": 40,
     "master stopped": 15,
     "all stopped": 15,
-    "master": 40,
-    "everything": 40,
+    "master": 35,
+    "everything": 30,
 }
 
 # What goes on after the master alone was killed: the new start comes at once, or when all of
