@@ -58,10 +58,14 @@ class Client:
             tokens, gap = self.rng.randrange(60, 150), "2ms"
         else:
             tokens, gap = self.rng.randrange(300, 600), self.rng.choice(["0ms", "1ms"])
-        wait = " ttft=60ms" if self.rng.random() < 0.2 else ""
+        size = None
+        if self.crowd.long_answers and self.rng.random() < 0.2:
+            tokens, gap, size = self.rng.randrange(20, 150), "1ms", 2000
+        more = " ttft=60ms" if self.rng.random() < 0.2 else ""
+        more += f" token_size={size}" if size else ""
         name = f"{'Shared' if shared else 'My own'} kumquat {self.rng.getrandbits(48):012x}?"
-        text = f"{name} [mock tokens={tokens} gap={gap}{wait}]"
-        return self.ledger.ask(Asked(text, tokens, thread))
+        text = f"{name} [mock tokens={tokens} gap={gap}{more}]"
+        return self.ledger.ask(Asked(text, tokens, size, thread))
 
     def question(self, chat):
         if self.rng.random() < 0.5:
@@ -365,7 +369,8 @@ class Client:
 class Crowd:
     """What the clients have in common: threads, and questions that many ask at the same time."""
 
-    def __init__(self, threads):
+    def __init__(self, long_answers, threads):
+        self.long_answers = long_answers
         self.threads = list(threads)
         self.over = False
         self.tasks = set()

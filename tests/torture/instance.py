@@ -23,17 +23,12 @@ from ledger import ENDLESS, Ledger  # noqa: E402
 from lib import procs  # noqa: E402
 from lib.dacd import BUILD, Dacd  # noqa: E402
 from lib.provider import Provider  # noqa: E402
-from schedule import strikes  # noqa: E402
+from schedule import DRAIN, profile, strikes  # noqa: E402
 from verdict import Calls, judge  # noqa: E402
 
 WORKERS = 4
 THIN = 2.5  # seconds
-DRAIN = 2  # seconds; drain_timeout of the dacd
 ALONE = DRAIN + 15  # seconds in which all children of a dead master are gone
-SETTINGS = {
-    "server": {"watchdog_timeout": "1s", "drain_timeout": f"{DRAIN}s"},
-    "flight": {"result_ttl": "300ms", "error_ttl": "100ms", "reconnect_grace": "1s", "takeover_max": "3"},
-}
 
 
 def alive(pid, sid):
@@ -279,11 +274,13 @@ class Instance:
     async def run(self):
         self.mock = Provider(self.args.folder / "mock")
         await asyncio.to_thread(self.mock.start)
-        self.dac = Dacd(self.args.folder / "dac", self.mock.url, SETTINGS, workers=WORKERS)
+        name, settings = profile(self.args.seed)
+        self.ledger.count[f"instances, {name}"] += 1
+        self.dac = Dacd(self.args.folder / "dac", self.mock.url, settings, workers=WORKERS)
         self.dac.allow_log.append(r"has not beaten for")
         self.master_gone()
         await self.start()
-        self.crowd = Crowd([await self.dac.thread() for _ in range(THREADS)])
+        self.crowd = Crowd(name == "small", [await self.dac.thread() for _ in range(THREADS)])
         self.ledger.threads.update(self.crowd.threads)
         clients = [Client(n, self.args.seed, self.dac, self.ledger, self.crowd) for n in range(self.args.clients)]
         tasks = [asyncio.create_task(c.run()) for c in clients]

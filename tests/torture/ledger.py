@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import json
+import re
 import time
 
 ENDLESS = float("inf")
@@ -21,10 +22,13 @@ CODES = {
 class Asked:
     """One question in one scope: a thread, or stateless chat."""
 
-    def __init__(self, text, tokens, thread):
+    def __init__(self, text, tokens, size, thread):
         h = hashlib.sha256(text.encode()).hexdigest()[:8]
         self.text = text
-        self.expected = " ".join(f"tok-{h}-{i}" for i in range(tokens))
+        if size:  # bytes of a token
+            self.expected = "".join(f"tok-{h}-{i}".ljust(size - 1, "x") + " " for i in range(tokens))
+        else:
+            self.expected = " ".join(f"tok-{h}-{i}" for i in range(tokens))
         self.thread = thread  # None: chat
         self.posts = 0
         self.cancelled = False  # somebody said stop
@@ -49,6 +53,7 @@ class Ledger:
 
     def problem(self, kind, words):
         """kind: stuck, lost, duplicate, leak, text, order, code, call, crash, check, start, harness."""
+        words = re.sub(r"x{40,}", "x...x", words)
         self.problems.append((kind, words))
         print(f"PROBLEM {json.dumps([kind, words])}", flush=True)
 
