@@ -56,9 +56,11 @@ class Instance:
     def children(self):
         """[(pid, title)] of the living master's children."""
         pid = self.dac.pid
-        found = []
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as f:
-            found = [(int(p), procs.title(int(p))) for p in f.read().split()]
+        try:
+            with open(f"/proc/{pid}/task/{pid}/children") as f:
+                found = [(int(p), procs.title(int(p))) for p in f.read().split()]
+        except OSError:  # a kernel without it, or no master
+            found = [(p, t) for p, t in procs.session(pid).items() if p != pid]
         return [(p, t) for p, t in found if alive(p, pid)]
 
     async def victims(self, kind, least=1):
