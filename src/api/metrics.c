@@ -111,8 +111,7 @@ void api_performance(struct http_exchange *ex, void *ctx)
         return;
     }
     if (!performance_read(api->shm, (size_t)last_n, &p)) {
-        input_refuse(ex, 503, "no_memory", NULL,
-                     "the gateway is out of memory; try again");
+        input_no_memory(ex);
         return;
     }
     buf_printf(&b, "{\"last_n\":%llu,\"turns\":%zu", (unsigned long long)last_n, p.turns);
@@ -238,8 +237,7 @@ void api_metrics(struct http_exchange *ex, void *ctx)
                   p.error_rate);
     }
     if (b.failed)
-        input_refuse(ex, 503, "no_memory", NULL,
-                     "the gateway is out of memory; try again");
+        input_no_memory(ex);
     else
         http_respond(ex, 200, "text/plain; version=0.0.4; charset=utf-8", b.data, b.len);
     buf_free(&b);

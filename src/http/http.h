@@ -103,6 +103,9 @@ void http_server_unlisten(struct http_server *s, int fd);
  * head is still to be sent). A connection in the middle of a request head or body is
  * served. */
 void http_server_drain(struct http_server *s);
+/* To be called now and then by its owner: makes up for timers and events that found no
+ * memory. */
+void http_server_tick(struct http_server *s);
 /* Open connections, for "is the drain over". */
 size_t http_server_connections(const struct http_server *s);
 /* Changes limits in place. Sizes hold from the next request on, times at once. */

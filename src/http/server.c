@@ -34,8 +34,9 @@ void server_turn(struct http_server *s)
 {
     static const struct timeval now = {0, 0};
 
-    if (!event_pending(&s->ev_turn, EV_TIMEOUT, NULL))
-        event_add(&s->ev_turn, &now);
+    if (!event_pending(&s->ev_turn, EV_TIMEOUT, NULL) &&
+        event_add(&s->ev_turn, &now) != 0) /* no memory for the timer */
+        event_active(&s->ev_turn, EV_TIMEOUT, 0);
 }
 
 /* Work that a callback here queues anew waits for the next turn, so the loop polls
@@ -115,6 +116,17 @@ static void on_sweep(int fd, short what, void *arg)
     }
     if (waiting)
         server_sweep(s);
+}
+
+void http_server_tick(struct http_server *s)
+{
+    bool waiting = false;
+
+    for (enum conn_wait w = WAIT_NONE + 1; w < WAIT_COUNT; w++)
+        waiting = waiting || !TAILQ_EMPTY(&s->waits[w]);
+    if (waiting)
+        server_sweep(s);
+    accept_tick(s);
 }
 
 enum dac_err http_server_new(struct event_base *base,

@@ -170,11 +170,15 @@ static void on_beat(evutil_socket_t fd, short what, void *arg)
     slot_beat(w->shm, now);
     publish_stats(w);
     flights_tick(w->flights, now);
+    upstream_tick(w->upstream, now);
+    http_server_tick(w->server);
     choose_sockets(w, now);
     /* The signal says so as well; this is for one that was lost between fork and its
      * set-up. */
     if (child_orphaned(w->ctx) || atomic_load(&w->shm->hdr->draining))
         begin_drain(w);
+    if (w->draining_ns != 0)
+        on_drain(-1, EV_TIMEOUT, w); /* its timer may have found no memory */
 }
 
 /* The flights read this eventfd; here it only matters whether the master kicked. */

@@ -100,6 +100,7 @@ struct upstream {
     struct event_base *base;
     CURLM *multi;
     struct event *timer;    /* curl's */
+    uint64_t timer_due_ns;  /* when it is to fire, 0: not */
     struct event *deferred; /* empties `work` */
     struct event *catch_up; /* goes on with `lag` */
     unsigned depth;
@@ -115,7 +116,6 @@ struct upstream {
     size_t idle_count;
     size_t active;                                 /* calls that are not detached */
     struct call_list links[UPSTREAM_LINK_BUCKETS]; /* by local port */
-    struct json_tokener *tokener;
     struct buf scratch;
     struct buf unescaped;
     uint64_t warned_ns;
@@ -127,6 +127,8 @@ void loop_close(struct upstream *u);
 /* Around everything that may call curl or the caller. */
 void upstream_enter(struct upstream *u);
 void upstream_leave(struct upstream *u);
+/* Does what curl's timer was for, if there was no memory for it. */
+void loop_tick(struct upstream *u, uint64_t now_ns);
 /* Has upstream_work() run from the event loop. */
 void upstream_defer(struct upstream *u);
 /* Has the calls that lag go on after the other events that are due. */

@@ -5,6 +5,7 @@
  */
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "upstream/h2_reset.h"
 #include "upstream/internal.h"
@@ -75,9 +76,19 @@ static void socket_ready(evutil_socket_t fd, short what, void *arg)
 
 static void timer_fired(evutil_socket_t fd, short what, void *arg)
 {
+    struct upstream *u = arg;
+
     (void)fd;
     (void)what;
-    socket_action(arg, CURL_SOCKET_TIMEOUT, 0);
+    u->timer_due_ns = 0;
+    socket_action(u, CURL_SOCKET_TIMEOUT, 0);
+}
+
+void loop_tick(struct upstream *u, uint64_t now_ns)
+{
+    if (u->timer_due_ns != 0 && now_ns >= u->timer_due_ns &&
+        !event_pending(u->timer, EV_TIMEOUT, NULL))
+        timer_fired(-1, EV_TIMEOUT, u);
 }
 
 static void deferred_run(evutil_socket_t fd, short what, void *arg)
@@ -110,7 +121,8 @@ void upstream_catch_up(struct upstream *u)
 {
     static const struct timeval at_once = {0, 0};
 
-    event_add(u->catch_up, &at_once);
+    if (event_add(u->catch_up, &at_once) != 0) /* no memory for the timer */
+        event_active(u->catch_up, EV_TIMEOUT, 0);
 }
 
 void upstream_defer(struct upstream *u)
@@ -126,12 +138,13 @@ static int on_timer(CURLM *multi, long ms, void *arg)
     (void)multi;
     if (u->closing)
         return 0;
+    u->timer_due_ns = ms < 0 ? 0 : clock_now_ns() + (uint64_t)ms * NS_PER_MS;
     if (ms < 0)
         event_del(u->timer);
     else if (ms == 0)
         event_active(u->timer, EV_TIMEOUT, 0);
-    else if (event_add(u->timer, &tv) != 0)
-        return -1;
+    else
+        event_add(u->timer, &tv); /* without memory for it loop_tick() sees to it */
     return 0;
 }
 
@@ -161,29 +174,47 @@ static struct sock *sock_of(struct upstream *u, curl_socket_t fd)
     return u->socks[i];
 }
 
+/* No memory to watch a socket. An error told to curl would end all calls of the worker;
+ * so only those on this connection end. */
+static void drop_connection(CURL *easy)
+{
+    char *call = NULL;
+
+    if (curl_easy_getinfo(easy, CURLINFO_PRIVATE, &call) != CURLE_OK || !call)
+        return;
+    struct upstream_call *c = (struct upstream_call *)(void *)call;
+    c->broken = true;
+    call_queue(c);
+    transfer_failed(c, CURLE_RECV_ERROR);
+}
+
 static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *sockp)
 {
     struct upstream *u = arg;
+    bool gone = what == CURL_POLL_REMOVE || u->closing;
     struct sock *s = sock_of(u, fd);
     short ev = EV_PERSIST;
 
-    (void)easy;
     (void)sockp;
-    if (!s)
-        return -1;
+    if (!s) {
+        if (!gone)
+            drop_connection(easy);
+        return 0;
+    }
     if (s->added)
         event_del(&s->ev);
     s->added = false;
-    if (what == CURL_POLL_REMOVE || u->closing)
+    if (gone)
         return 0;
     if (what & CURL_POLL_IN)
         ev |= EV_READ;
     if (what & CURL_POLL_OUT)
         ev |= EV_WRITE;
-    if (event_assign(&s->ev, u->base, fd, ev, socket_ready, s) != 0 ||
-        event_add(&s->ev, NULL) != 0)
-        return -1;
-    s->added = true;
+    if (event_assign(&s->ev, u->base, fd, ev, socket_ready, s) == 0 &&
+        event_add(&s->ev, NULL) == 0)
+        s->added = true;
+    else
+        drop_connection(easy);
     return 0;
 }
 

@@ -70,7 +70,6 @@ static struct upstream_call *call_new(struct upstream *u)
     c->error = BUF_INIT(ERROR_MAX);
     c->held = BUF_INIT(HELD_MAX);
     c->auth = BUF_INIT(KEEP_BYTES);
-    c->reader.tokener = u->tokener;
     c->reader.scratch = &u->scratch;
     c->reader.unescaped = &u->unescaped;
     sse_decoder_init(&c->sse, SSE_EVENT_MAX);
@@ -161,13 +160,11 @@ enum dac_err upstream_new(struct event_base *base, struct upstream **out)
         TAILQ_INIT(&u->links[i]);
     u->scratch = BUF_INIT(SCRATCH_MAX);
     u->unescaped = BUF_INIT(SCRATCH_MAX);
-    u->tokener = json_tokener_new_ex(JSON_DEPTH_MAX);
-    e = u->tokener ? loop_open(u) : DAC_E_NOMEM;
+    e = loop_open(u);
     if (e != DAC_OK) {
         upstream_free(u);
         return e;
     }
-    json_tokener_set_flags(u->tokener, JSON_TOKENER_STRICT);
     *out = u;
     return DAC_OK;
 }
@@ -190,8 +187,6 @@ void upstream_free(struct upstream *u)
     }
     u->closing = true;
     loop_close(u);
-    if (u->tokener)
-        json_tokener_free(u->tokener);
     buf_free(&u->scratch);
     buf_free(&u->unescaped);
     free(u);
@@ -335,6 +330,25 @@ static void call_timer(evutil_socket_t fd, short what, void *arg)
         answer_time(c, clock_now_ns());
     }
     upstream_leave(u);
+}
+
+void upstream_tick(struct upstream *u, uint64_t now_ns)
+{
+    struct upstream_call *c;
+
+    upstream_enter(u);
+    TAILQ_FOREACH (c, &u->calls, all) {
+        if (event_pending(&c->timer, EV_TIMEOUT, NULL) || c->queued)
+            continue;
+        if (!c->detached) {
+            answer_time(c, now_ns);
+        } else {
+            transfer_remove(c);
+            call_queue(c);
+        }
+    }
+    upstream_leave(u);
+    loop_tick(u, now_ns);
 }
 
 /* --- the caller's side -------------------------------------------------------------- */
