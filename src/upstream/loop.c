@@ -48,6 +48,8 @@ void upstream_leave(struct upstream *u)
     DAC_ASSERT(u->depth > 0);
     if (u->depth == 1) {
         collect_finished(u);
+        if (u->damaged)
+            loop_renew(u);
         upstream_work(u);
     }
     u->depth--;
@@ -60,8 +62,10 @@ static void socket_action(struct upstream *u, curl_socket_t fd, int what)
 
     upstream_enter(u);
     m = curl_multi_socket_action(u->multi, fd, what, &running);
-    if (m != CURLM_OK)
-        log_warn(0, "upstream: %s", curl_multi_strerror(m));
+    if (m != CURLM_OK) {
+        log_warn(0, "upstream: %s; its calls end", curl_multi_strerror(m));
+        u->damaged = true;
+    }
     upstream_leave(u);
 }
 
@@ -218,23 +222,47 @@ static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *so
     return 0;
 }
 
+static CURLM *multi_new(struct upstream *u)
+{
+    CURLM *m = curl_multi_init();
+
+    if (!m)
+        return NULL;
+    curl_multi_setopt(m, CURLMOPT_SOCKETFUNCTION, on_socket);
+    curl_multi_setopt(m, CURLMOPT_SOCKETDATA, u);
+    curl_multi_setopt(m, CURLMOPT_TIMERFUNCTION, on_timer);
+    curl_multi_setopt(m, CURLMOPT_TIMERDATA, u);
+    curl_multi_setopt(m, CURLMOPT_PIPELINING, (long)CURLPIPE_MULTIPLEX);
+    curl_multi_setopt(m, CURLMOPT_MAXCONNECTS, CONNECTIONS_KEPT);
+    return m;
+}
+
+void loop_renew(struct upstream *u)
+{
+    struct upstream_call *c;
+    CURLM *m;
+
+    TAILQ_FOREACH (c, &u->calls, all)
+        call_lost(c);
+    m = multi_new(u);
+    if (!m)
+        return; /* tried again when something happens, at the next beat at the latest */
+    curl_multi_cleanup(u->multi);
+    u->multi = m;
+    u->damaged = false;
+}
+
 enum dac_err loop_open(struct upstream *u)
 {
     h2_reset_bind();
     if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)
         return DAC_E_NOMEM;
-    u->multi = curl_multi_init();
+    u->multi = multi_new(u);
     u->timer = evtimer_new(u->base, timer_fired, u);
     u->deferred = evtimer_new(u->base, deferred_run, u);
     u->catch_up = evtimer_new(u->base, catch_up_run, u);
     if (!u->multi || !u->timer || !u->deferred || !u->catch_up)
         return DAC_E_NOMEM;
-    curl_multi_setopt(u->multi, CURLMOPT_SOCKETFUNCTION, on_socket);
-    curl_multi_setopt(u->multi, CURLMOPT_SOCKETDATA, u);
-    curl_multi_setopt(u->multi, CURLMOPT_TIMERFUNCTION, on_timer);
-    curl_multi_setopt(u->multi, CURLMOPT_TIMERDATA, u);
-    curl_multi_setopt(u->multi, CURLMOPT_PIPELINING, (long)CURLPIPE_MULTIPLEX);
-    curl_multi_setopt(u->multi, CURLMOPT_MAXCONNECTS, CONNECTIONS_KEPT);
     return DAC_OK;
 }
 

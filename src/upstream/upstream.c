@@ -212,7 +212,8 @@ void call_queue(struct upstream_call *c)
 static bool add(struct upstream_call *c)
 {
     c->want_add = false;
-    c->in_multi = curl_multi_add_handle(c->u->multi, c->easy) == CURLM_OK;
+    c->in_multi =
+        !c->u->damaged && curl_multi_add_handle(c->u->multi, c->easy) == CURLM_OK;
     return c->in_multi;
 }
 
@@ -243,6 +244,17 @@ static void transfer_ended(struct upstream_call *c, CURLcode result)
         answer_over(c);
 }
 
+void call_lost(struct upstream_call *c)
+{
+    if (!c->in_multi)
+        return;
+    if (c->detached)
+        transfer_remove(c);
+    else
+        transfer_ended(c, CURLE_OUT_OF_MEMORY);
+    call_queue(c);
+}
+
 static void resume(struct upstream_call *c)
 {
     c->want_resume = false;
@@ -261,8 +273,7 @@ static void resume(struct upstream_call *c)
         answer_over(c);
     } else if (c->curl_paused) {
         c->curl_paused = false;
-        if (curl_easy_pause(c->easy, CURLPAUSE_CONT) != CURLE_OK && !c->ended &&
-            !c->detached)
+        if (!transfer_pause(c, CURLPAUSE_CONT) && !c->ended && !c->detached)
             transfer_ended(c, CURLE_RECV_ERROR);
     }
 }
@@ -280,7 +291,7 @@ static void work_on(struct upstream_call *c)
         transfer_poke(c);
     if (c->in_multi && !c->detached && !c->ended && answer_wants_pause(c)) {
         c->curl_paused = true;
-        curl_easy_pause(c->easy, CURLPAUSE_RECV);
+        transfer_pause(c, CURLPAUSE_RECV);
     }
     if (!c->detached && !c->ended && !c->paused &&
         (c->want_resume || c->curl_paused || c->held.len > 0))
