@@ -7,9 +7,11 @@ import json
 import re
 import time
 
+from ledger import ENDLESS
+
 OVERLAP = 0.05  # seconds by which the provider may see an end late
 OVERLAP_LEFT = 0.5  # the same, where a call was given up because nobody listened or one said stop
-UNSTORED = 5  # seconds in which all that ended is stored
+UNSTORED = 5  # seconds in which a recorder that lives so long has stored all that ended
 
 
 class Calls:
@@ -127,23 +129,40 @@ def meets(periods, begin, end):
     return any(a < end and begin < b for a, b in periods)
 
 
-def log_of_deaths(dac, ledger):
-    """Times at which a master reaped somebody; who ended in another way than by SIGKILL is a finding."""
-    deaths = []
-    for line in dac.log.splitlines():
-        m = re.match(r"(\S+Z) WARN .*(was ended by signal (\d+)|exited with code)", line)
-        if m:
-            deaths.append(clock(m[1]))
-            if m[3] != "9":
+class Deaths:
+    """What the masters logged of whom they reaped; who ended otherwise than by SIGKILL is a finding."""
+
+    def __init__(self, dac, ledger):
+        self.times = []
+        self.recorderless = []  # [from, to]
+        for line in dac.log.splitlines():
+            m = re.match(r"(\S+Z) WARN \S+ (\w+).* (was ended by signal (\d+)|exited with code)", line)
+            if m:
+                at, delay = clock(m[1]), re.search(r"another in ([0-9.]+) s", line)
+                self.times.append(at)
+                if m[2] == "recorder":
+                    self.recorderless.append((at, at + (float(delay[1]) if delay else 0)))
+                if m[4] != "9":
+                    ledger.problem("crash", line)
+            elif "assertion" in line:
                 ledger.problem("crash", line)
-        elif "assertion" in line:
-            ledger.problem("crash", line)
-    return deaths
+
+    def in_time(self, begin, end):
+        return sum(begin < t < end for t in self.times)
+
+    def kept_unstored(self, begin, end):
+        """Whether no recorder lived long enough in that time to store what had ended before it."""
+        since = begin
+        for down, up in [*sorted(d for d in self.recorderless if begin < d[0] < end), (end, end)]:
+            if down - since > UNSTORED:
+                return False
+            since = up
+        return True
 
 
 def judge_calls(dac, ledger, rows, messages):
     """One call a turn and one more at most for each death in its life; never two at a time."""
-    deaths = log_of_deaths(dac, ledger)
+    deaths = Deaths(dac, ledger)
     turns = collections.defaultdict(list)
     for row in rows:
         for m in messages[row["id"]]:
@@ -164,11 +183,13 @@ def judge_question(ledger, asked, rows, calls, deaths):
         ledger.problem("duplicate", f"asked {asked.posts} times, stored as {len(rows)} turns: {asked.text}")
     for row in rows:
         life = clock(row["created_at"]) - 0.5, clock(row["finished_at"]) + 0.5
-        in_its_life = sum(life[0] < t < life[1] for t in deaths)
+        in_its_life = deaths.in_time(*life)
         if row["generation"] > in_its_life and not meets(ledger.lost_memory, *life):
             ledger.problem("call", f"generation {row['generation']} with {in_its_life} deaths: {asked.text}")
     # A flight that went with its segment is in no store.
-    may_be_lost = calls and meets(ledger.lost_memory, asked.began, max(c[1] for c in calls) + UNSTORED)
+    ended = max((c[1] for c in calls), default=asked.began)
+    lost = min((a for a, b in ledger.lost_memory if b > asked.began), default=ENDLESS)
+    may_be_lost = lost < ENDLESS and (lost < ended or deaths.kept_unstored(ended, lost))
     if not may_be_lost and len(calls) > sum(1 + row["generation"] for row in rows):
         generations = [row["generation"] for row in rows]
         ledger.problem("call", f"{len(calls)} calls for turns of generations {generations}: {asked.text}")
