@@ -36,22 +36,51 @@ static void note_lock(struct shm *shm, uint32_t bucket_plus_one)
                               memory_order_release);
 }
 
+static struct shm_busy_bucket *busy_of(struct shm *shm, uint32_t bucket)
+{
+    for (size_t i = 0; i < SHM_BUSY_MAX; i++) {
+        if (shm->busy[i].bucket == bucket + 1)
+            return &shm->busy[i];
+    }
+    return NULL;
+}
+
+static void note_busy(struct shm *shm, uint32_t bucket, uint64_t now_ns)
+{
+    struct shm_busy_bucket *b = busy_of(shm, bucket);
+
+    if (!b)
+        b = &shm->busy[shm->busy_next++ % SHM_BUSY_MAX];
+    *b = (struct shm_busy_bucket){.bucket = bucket + 1,
+                                  .until_ns = now_ns + INDEX_BUSY_NS};
+}
+
+/* Waits for a lock that somebody else has. If it stands still with it, a crowd that wants
+ * this bucket must not cost one wait each: the process would seem to stand still, too. */
+static int wait_for_lock(struct shm *shm, uint32_t bucket, pthread_mutex_t *m)
+{
+    const struct shm_busy_bucket *b = busy_of(shm, bucket);
+    uint64_t now = clock_now_ns();
+    uint64_t until_ns = now + INDEX_LOCK_NS;
+    struct timespec until = {.tv_sec = (time_t)(until_ns / NS_PER_S),
+                             .tv_nsec = (long)(until_ns % NS_PER_S)};
+
+    if (b && now < b->until_ns)
+        return EBUSY;
+    int rc = pthread_mutex_clocklock(m, CLOCK_MONOTONIC, &until);
+    if (rc == ETIMEDOUT)
+        note_busy(shm, bucket, now);
+    return rc;
+}
+
 static enum dac_err bucket_lock(struct shm *shm, uint32_t bucket)
 {
     pthread_mutex_t *m = &shm->buckets[bucket].lock;
 
     note_lock(shm, bucket + 1);
     int rc = pthread_mutex_trylock(m);
-    if (rc == EBUSY) {
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_nsec += (long)INDEX_LOCK_NS;
-        if (until.tv_nsec >= (long)NS_PER_S) {
-            until.tv_nsec -= (long)NS_PER_S;
-            until.tv_sec++;
-        }
-        rc = pthread_mutex_clocklock(m, CLOCK_MONOTONIC, &until);
-    }
+    if (rc == EBUSY)
+        rc = wait_for_lock(shm, bucket, m);
     if (rc == EOWNERDEAD) {
         CRASH_POINT("repair_before");
         index_rebuild(shm, bucket);
@@ -60,6 +89,9 @@ static enum dac_err bucket_lock(struct shm *shm, uint32_t bucket)
         rc = pthread_mutex_consistent(m);
     }
     if (rc == 0) {
+        struct shm_busy_bucket *b = busy_of(shm, bucket);
+        if (b)
+            b->bucket = 0;
         CRASH_POINT("bucket_locked");
         return DAC_OK;
     }

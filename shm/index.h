@@ -13,6 +13,7 @@
 #include "shm/sample.h"
 
 #define INDEX_LOCK_NS UINT64_C(20000000)
+#define INDEX_BUSY_NS UINT64_C(250000000) /* no second wait for the same lock before */
 
 enum join_role {
     JOIN_LEADER,   /* a new flight, this process owns it in CLAIMED */
@@ -43,8 +44,8 @@ struct join_result {
 };
 
 /* Joins the newest usable flight of the key, or claims and indexes a new one; either way
- * this process's reader bit is set. DAC_E_BUSY: the lock was not had in time. DAC_E_FULL.
- * Worker. */
+ * this process's reader bit is set. DAC_E_BUSY: the lock was not had in time, or was not
+ * had lately and is still held. DAC_E_FULL. Worker. */
 enum dac_err index_join(struct shm *shm, const struct join_request *req,
                         struct join_result *out) DAC_CHECK;
 
@@ -54,8 +55,8 @@ bool index_find_turn(const struct shm *shm, const uint8_t turn_id[16],
 /* Sets this process's reader bit if the flight is still that turn. DAC_E_NOT_FOUND. */
 enum dac_err index_attach(struct shm *shm, struct flight_ref ref,
                           const uint8_t turn_id[16]) DAC_CHECK;
-/* Owner: closes a flight that nobody reads to newcomers. DAC_E_STATE if somebody does
- * read it again. */
+/* Its owner, or the recorder for an orphan: closes a flight that nobody reads to
+ * newcomers. DAC_E_STATE if somebody does read it again. */
 enum dac_err index_abandon(struct shm *shm, struct flight_ref ref) DAC_CHECK;
 
 /* Recorder: adds the flight's sample, if it has none yet, with its numbers of this

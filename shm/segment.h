@@ -10,6 +10,14 @@
 #include "base/err.h"
 #include "shm/layout.h"
 
+#define SHM_BUSY_MAX 8
+
+/* A bucket whose lock this process waited for in vain. */
+struct shm_busy_bucket {
+    uint32_t bucket;   /* its number plus 1, 0: none */
+    uint64_t until_ns; /* before that it does not wait for it again */
+};
+
 struct shm {
     uint8_t *base;
     size_t size;
@@ -26,6 +34,9 @@ struct shm {
     int eventfd[SHM_SLOTS]; /* -1 where there is none (readers from outside) */
     int lock_fd;            /* holds the instance's lock; -1 in children */
     uint32_t self; /* this process's slot, SHM_NO_SLOT in the master and outside */
+    struct shm_busy_bucket
+        busy[SHM_BUSY_MAX]; /* index.c's own; the oldest is forgotten */
+    uint32_t busy_next;
 };
 
 struct shm_provider_limits {

@@ -290,11 +290,13 @@ static enum dac_err try_join(struct flights *fl, struct member *m, struct ask *a
     count_role(fl, ask, jr.role);
     m->bypassed = ask->bypass;
     m->include_usage = ask->include_usage;
-    member_join(m, lf, jr.role);
+    /* The question is in the log before its client hears of the turn: what has a name can
+     * be gone on with. */
     if (jr.role == JOIN_LEADER)
         lead(lf, &jr, ask);
     else if (jr.role == JOIN_FOLLOWER && ask->kind == FLIGHT_TURN)
         takeover_keep_question(lf, &ask->request);
+    member_join(m, lf, jr.role);
     lf->running = false;
     local_schedule(lf);
     return DAC_OK;
