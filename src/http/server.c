@@ -172,12 +172,17 @@ void http_server_free(struct http_server *s)
     free(s);
 }
 
+void http_server_retire(struct http_server *s)
+{
+    s->draining = true;
+    accept_stop_all(s);
+}
+
 void http_server_drain(struct http_server *s)
 {
     struct conn *next;
 
-    s->draining = true;
-    accept_stop_all(s);
+    http_server_retire(s);
     for (struct conn *c = TAILQ_FIRST(&s->waits[WAIT_KEEPALIVE]); c; c = next) {
         next = TAILQ_NEXT(c, link);
         conn_drain(c);
