@@ -5,6 +5,11 @@
  * held, and under it no system call, allocation, log line or callback. The chains are
  * hints: after a death (EOWNERDEAD) a bucket is rebuilt from the flights whose `bucket`
  * field names it, and only then declared consistent.
+ *
+ * A lock that can never be had again (ENOTRECOVERABLE) loses its bucket: the header's
+ * `lock_lost` asks the master for a new segment. Until then nobody joins or attaches
+ * there (DAC_E_BUSY, like a lock not had); abandoning, sampling and recycling go on
+ * without the lock, since nobody can come in between.
  */
 #ifndef DAC_SHM_INDEX_H
 #define DAC_SHM_INDEX_H
