@@ -238,6 +238,11 @@ run-coverage: $(SHM_UNIT_TESTS) $(SHM_TESTS)
 	@tools/run-tests.sh coverage $(BUILD)/results $^
 	@tools/coverage.py $(BUILD) shm --lines 95 --branches 85 $(if $(MISSING),--missing)
 
+.PHONY: bench-takeover
+bench-takeover: all ## a fetcher dies: how long the others wait for their next byte (KILLS=200 STOPS=20)
+	@tools/install-deps.sh venv
+	@DAC_BUILD=$(BUILD) .venv/bin/python tests/takeover/bench.py --kills $(or $(KILLS),200) --stops $(or $(STOPS),20)
+
 .PHONY: torture
 torture: all ## random deaths under a mixed load (KILLS=200 SEED=number JOBS=1)
 	@tools/install-deps.sh venv
