@@ -69,10 +69,12 @@ SHM_TESTS := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/shm/test_*.c)))
 # Other files of a test folder are linked into each of its programs.
 UNIT_HELPERS := $(filter-out tests/unit/test_%,$(sort $(wildcard tests/unit/*.c)))
 SHM_HELPERS := $(filter-out tests/shm/test_%,$(sort $(wildcard tests/shm/*.c)))
+# What system tests start beside the service.
+SYSTEM_TOOLS := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/system/*.c)))
 FUZZERS := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
 
 SRCS := $(LIB_SRCS) $(foreach p,$(PROGRAMS),$($(p)_SRCS)) \
-	$(sort $(wildcard tests/unit/*.c tests/shm/*.c tests/fuzz/*.c))
+	$(sort $(wildcard tests/unit/*.c tests/shm/*.c tests/system/*.c tests/fuzz/*.c))
 DEPS := $(SRCS:%.c=$(BUILD)/%.d) $(GEN_SRCS:.c=.d)
 
 # --- build -----------------------------------------------------------------------------
@@ -160,6 +162,10 @@ endef
 $(eval $(call TESTS,unit,$(UNIT_HELPERS)))
 $(eval $(call TESTS,shm,$(SHM_HELPERS)))
 
+$(BUILD)/tests/system/%: $(BUILD)/tests/system/%.o $(LIB)
+	$(say) LINK $@
+	$(Q)$(LINK) -o $@ $< $(LIB) $(LIB_LIBS) $(LIBS) -lm
+
 $(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(LIB)
 	$(say) LINK $@
 	$(Q)$(LINK) -fsanitize=fuzzer -o $@ $< $(LIB) $(LIB_LIBS) $(LIBS) -lm
@@ -193,12 +199,12 @@ check-shm: $(SHM_TESTS) ## only the shared-memory tests (with CRASHPOINTS=1: all
 	@tools/run-tests.sh shm $(BUILD)/results $(SHM_TESTS)
 
 .PHONY: check-system
-check-system: all ## only the system tests; PYTEST_FLAGS='-k name -x' picks some
+check-system: all $(SYSTEM_TOOLS) ## only the system tests; PYTEST_FLAGS='-k name -x' picks some
 	@tools/install-deps.sh venv
 	@tools/run-pytest.sh system $(BUILD) $(PYTEST_FLAGS)
 
 .PHONY: check-crash
-check-crash: all ## only the system tests of crash points (with CRASHPOINTS=1)
+check-crash: all $(SYSTEM_TOOLS) ## only the system tests of crash points (with CRASHPOINTS=1)
 	@tools/install-deps.sh venv
 	@tools/run-pytest.sh crash $(BUILD) -m crashpoints $(PYTEST_FLAGS)
 
@@ -233,6 +239,11 @@ run-coverage: $(SHM_UNIT_TESTS) $(SHM_TESTS)
 	@tools/run-tests.sh coverage $(BUILD)/results $^
 	@tools/coverage.py $(BUILD) shm --lines 95 --branches 85 $(if $(MISSING),--missing)
 
+.PHONY: bench-takeover
+bench-takeover: all ## a fetcher dies: how long the others wait for their next byte (KILLS=200 STOPS=20)
+	@tools/install-deps.sh venv
+	@DAC_BUILD=$(BUILD) .venv/bin/python tests/takeover/bench.py --kills $(or $(KILLS),200) --stops $(or $(STOPS),20)
+
 .PHONY: torture
 torture: all ## random deaths under a mixed load (KILLS=200 SEED=number JOBS=1)
 	@tools/install-deps.sh venv
@@ -245,7 +256,7 @@ model: ## explore the models of shm/ exhaustively (spin), and find what is broke
 	@tests/model/run.sh $(BUILD)/model
 
 .PHONY: tests
-tests: all $(UNIT_TESTS) $(SHM_TESTS) ## build the test programs without running them
+tests: all $(UNIT_TESTS) $(SHM_TESTS) $(SYSTEM_TOOLS) ## build the test programs without running them
 
 .PHONY: lint
 lint: $(CONF)/config.mk ## layers, headers, format, cppcheck, shellcheck

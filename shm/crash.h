@@ -2,10 +2,12 @@
  * Named crash points: where a test ends or stops a process inside a step on shared
  * memory. Without --enable-crashpoints they are nothing.
  *
- * DAC_CRASH_AT="name" or "name:N" kills the process with SIGKILL at its N-th pass
- * (default 1); DAC_CRASH_SIGNAL=STOP stops it instead. DAC_CRASH_ROLE limits it to
- * "worker", "recorder"; DAC_CRASH_ONCE names a file, and only the process that creates it
- * is hit.
+ * DAC_CRASH_AT lists them, separated by commas: [ROLE/]NAME[:N][=STOP|=KILL]. A process
+ * of that role ("worker", "recorder") gets that signal at its N-th pass (default 1).
+ * DAC_CRASH_ROLE and DAC_CRASH_SIGNAL say role and signal where an entry does not;
+ * without them it is any role, and SIGKILL. With DAC_CRASH_ONCE=PREFIX only one process
+ * ever gets a point's signal: the one that could create the file PREFIX.NAME, which then
+ * holds its pid.
  */
 #ifndef DAC_SHM_CRASH_H
 #define DAC_SHM_CRASH_H

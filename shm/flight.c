@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "shm/blocklog.h"
 #include "shm/crash.h"
 #include "shm/wake.h"
@@ -234,6 +235,22 @@ bool flight_all_declined(const struct shm *shm, uint32_t index)
     uint64_t declined = atomic_load_explicit(&f->declined, memory_order_acquire);
 
     return (flight_readers(shm, index) & ~declined) == 0;
+}
+
+void flight_give_back(struct shm *shm, struct flight_ref ref)
+{
+    struct flight_word w = flight_load(shm, ref.index);
+    struct flight_word orphan = w;
+
+    DAC_ASSERT(w.owner == shm->self && w.incarnation == ref.incarnation &&
+               flight_may_move(w.state, FLIGHT_ORPHANED));
+    orphan.state = FLIGHT_ORPHANED;
+    orphan.owner = SHM_NO_SLOT;
+    atomic_store(&flight_at(shm, ref.index)->lost_ns, clock_now_ns());
+    if (!flight_swap(shm, ref.index, w, orphan))
+        return; /* it was taken from a process that is thought dead */
+    wake_recorder(shm, ref.index);
+    wake_readers(shm, ref.index);
 }
 
 bool flight_ask_cancel(struct shm *shm, uint32_t index)

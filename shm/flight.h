@@ -86,6 +86,9 @@ enum dac_err flight_adopt(struct shm *shm, struct flight_ref ref,
 bool flight_decline(struct shm *shm, uint32_t index, bool declined);
 /* Whether none of its readers can take it over; also if there are none. */
 bool flight_all_declined(const struct shm *shm, uint32_t index);
+/* Owner of an adopted flight that it cannot go on with: ORPHANED again, as if it had
+ * died; readers and the recorder are woken. */
+void flight_give_back(struct shm *shm, struct flight_ref ref);
 /* Ends the present use: FREE, incarnation + 1, all its blocks are free. The caller holds
  * the bucket's lock, or the flight is not indexed. `from` is the word last seen. */
 enum dac_err flight_release(struct shm *shm, uint32_t index,

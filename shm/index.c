@@ -9,6 +9,11 @@
  *
  * A death between "bucket written" and "linked" leaves the lock to EOWNERDEAD, and
  * whoever gets it rebuilds the chain from the `bucket` fields.
+ *
+ * A lock that is ENOTRECOVERABLE loses its bucket: `lost` is set, and from then on nobody
+ * gets in, whatever the lock says. So who saw `lost` before a try that did not end in a
+ * time-out knows that nobody is inside and nobody will be: there are no new readers, and
+ * what else needs the lock may be done without it.
  */
 #include "shm/index.h"
 
@@ -36,36 +41,104 @@ static void note_lock(struct shm *shm, uint32_t bucket_plus_one)
                               memory_order_release);
 }
 
-static enum dac_err bucket_lock(struct shm *shm, uint32_t bucket)
+static struct shm_busy_bucket *busy_of(struct shm *shm, uint32_t bucket)
+{
+    for (size_t i = 0; i < SHM_BUSY_MAX; i++) {
+        if (shm->busy[i].bucket == bucket + 1)
+            return &shm->busy[i];
+    }
+    return NULL;
+}
+
+static void note_busy(struct shm *shm, uint32_t bucket, uint64_t now_ns)
+{
+    struct shm_busy_bucket *b = busy_of(shm, bucket);
+
+    if (!b)
+        b = &shm->busy[shm->busy_next++ % SHM_BUSY_MAX];
+    *b = (struct shm_busy_bucket){.bucket = bucket + 1,
+                                  .until_ns = now_ns + INDEX_BUSY_NS};
+}
+
+/* Waits for a lock that somebody else has, but not again and again: if that one stands
+ * still, a crowd that wants this bucket must not cost one wait each, since the process
+ * would seem to stand still, too. Not by trylock, ever: glibc's keeps the lock of which
+ * it says ENOTRECOVERABLE. */
+static int lock_within_limit(struct shm *shm, uint32_t bucket)
+{
+    struct shm_busy_bucket *busy = busy_of(shm, bucket);
+    uint64_t now = clock_now_ns();
+    bool impatient = busy && now < busy->until_ns;
+    uint64_t until_ns = impatient ? now : now + INDEX_LOCK_NS;
+    struct timespec until = {.tv_sec = (time_t)(until_ns / NS_PER_S),
+                             .tv_nsec = (long)(until_ns % NS_PER_S)};
+    int rc = pthread_mutex_clocklock(&shm->buckets[bucket].lock, CLOCK_MONOTONIC, &until);
+
+    if (rc == ETIMEDOUT && !impatient)
+        note_busy(shm, bucket, now);
+    else if (rc != ETIMEDOUT && busy)
+        busy->bucket = 0;
+    return rc;
+}
+
+/* Its last holder died; the lock is held. 0, or ENOTRECOVERABLE and it is not. */
+static int mend(struct shm *shm, uint32_t bucket)
 {
     pthread_mutex_t *m = &shm->buckets[bucket].lock;
 
+    CRASH_POINT("repair_before");
+    index_rebuild(shm, bucket);
+    CRASH_POINT("repair_after");
+    shm_count(shm, SHM_C_lock_recoveries, 1);
+    if (pthread_mutex_consistent(m) == 0)
+        return 0;
+    pthread_mutex_unlock(m);
+    return ENOTRECOVERABLE;
+}
+
+static void tell_lost(struct shm *shm, uint32_t bucket)
+{
+    /* The master's word first: a death in between must not leave it untold. */
+    if (atomic_load(&shm->hdr->lock_lost) == 0)
+        atomic_store(&shm->hdr->lock_lost, 1);
+    if (atomic_exchange(&shm->buckets[bucket].lost, 1) == 0)
+        shm_count(shm, SHM_C_locks_lost, 1);
+}
+
+/* DAC_OK: it is held. DAC_E_BUSY: not now. DAC_E_STATE: the bucket is lost, nobody is in
+ * it, and nobody will be. */
+static enum dac_err bucket_lock(struct shm *shm, uint32_t bucket)
+{
+    struct shm_bucket *b = &shm->buckets[bucket];
+    bool was_lost = atomic_load(&b->lost) != 0;
+
     note_lock(shm, bucket + 1);
-    int rc = pthread_mutex_trylock(m);
-    if (rc == EBUSY) {
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_nsec += (long)INDEX_LOCK_NS;
-        if (until.tv_nsec >= (long)NS_PER_S) {
-            until.tv_nsec -= (long)NS_PER_S;
-            until.tv_sec++;
-        }
-        rc = pthread_mutex_clocklock(m, CLOCK_MONOTONIC, &until);
+    int rc = lock_within_limit(shm, bucket);
+    if ((rc == 0 || rc == EOWNERDEAD) && atomic_load(&b->lost) != 0) {
+        pthread_mutex_unlock(&b->lock);
+        rc = ENOTRECOVERABLE;
     }
-    if (rc == EOWNERDEAD) {
-        CRASH_POINT("repair_before");
-        index_rebuild(shm, bucket);
-        CRASH_POINT("repair_after");
-        shm_count(shm, SHM_C_lock_recoveries, 1);
-        rc = pthread_mutex_consistent(m);
-    }
+    if (rc == EOWNERDEAD)
+        rc = mend(shm, bucket);
     if (rc == 0) {
         CRASH_POINT("bucket_locked");
         return DAC_OK;
     }
     note_lock(shm, 0);
+    if (rc == ENOTRECOVERABLE)
+        tell_lost(shm, bucket);
+    if (rc == ENOTRECOVERABLE && was_lost)
+        return DAC_E_STATE;
     shm_count(shm, SHM_C_lock_timeouts, 1);
     return DAC_E_BUSY;
+}
+
+/* The same, for who needs the lock itself: DAC_OK or DAC_E_BUSY. */
+static enum dac_err bucket_enter(struct shm *shm, uint32_t bucket)
+{
+    enum dac_err e = bucket_lock(shm, bucket);
+
+    return e == DAC_E_STATE ? DAC_E_BUSY : e;
 }
 
 static void bucket_unlock(struct shm *shm, uint32_t bucket)
@@ -210,7 +283,7 @@ enum dac_err index_join(struct shm *shm, const struct join_request *req,
                         struct join_result *out)
 {
     uint32_t bucket = index_bucket_of(shm, req->key);
-    enum dac_err e = bucket_lock(shm, bucket);
+    enum dac_err e = bucket_enter(shm, bucket);
     if (e != DAC_OK)
         return e;
     bool joined = join_existing(shm, bucket, req, out);
@@ -225,7 +298,7 @@ enum dac_err index_join(struct shm *shm, const struct join_request *req,
     fill_in(shm, mine.index, req);
     e = blocklog_open(shm, mine, &out->writer);
     if (e == DAC_OK)
-        e = bucket_lock(shm, bucket);
+        e = bucket_enter(shm, bucket);
     if (e != DAC_OK) {
         flight_unclaim(shm, mine);
         return e;
@@ -269,8 +342,20 @@ bool index_find_turn(const struct shm *shm, const uint8_t turn_id[16],
     return false;
 }
 
-/* Locks the bucket of a flight that is still in the use that `ref` names. */
-static enum dac_err lock_flight(struct shm *shm, struct flight_ref ref, uint32_t *bucket)
+/* The bucket of a flight that is still in the use that `ref` names. It is locked, or lost
+ * (`held` is false): then only what newcomers cannot see may be done. */
+struct grip {
+    uint32_t bucket;
+    bool held;
+};
+
+static void let_go(struct shm *shm, const struct grip *g)
+{
+    if (g->held)
+        bucket_unlock(shm, g->bucket);
+}
+
+static enum dac_err lock_flight(struct shm *shm, struct flight_ref ref, struct grip *out)
 {
     struct shm_flight *f = flight_at(shm, ref.index);
     uint32_t at = atomic_load_explicit(&f->bucket, memory_order_acquire);
@@ -278,14 +363,14 @@ static enum dac_err lock_flight(struct shm *shm, struct flight_ref ref, uint32_t
     if (at == 0 || at > shm->hdr->bucket_count)
         return DAC_E_NOT_FOUND;
     enum dac_err e = bucket_lock(shm, at - 1);
-    if (e != DAC_OK)
+    if (e == DAC_E_BUSY)
         return e;
+    *out = (struct grip){.bucket = at - 1, .held = e == DAC_OK};
     if (atomic_load_explicit(&f->bucket, memory_order_relaxed) != at ||
         flight_load(shm, ref.index).incarnation != ref.incarnation) {
-        bucket_unlock(shm, at - 1);
+        let_go(shm, out);
         return DAC_E_NOT_FOUND;
     }
-    *bucket = at - 1;
     return DAC_OK;
 }
 
@@ -293,22 +378,24 @@ enum dac_err index_attach(struct shm *shm, struct flight_ref ref,
                           const uint8_t turn_id[16])
 {
     struct shm_flight *f = flight_at(shm, ref.index);
-    uint32_t bucket;
-    enum dac_err e = lock_flight(shm, ref, &bucket);
+    struct grip g;
+    enum dac_err e = lock_flight(shm, ref, &g);
     if (e != DAC_OK)
         return e;
-    if (memcmp(f->turn_id, turn_id, sizeof f->turn_id) == 0)
-        set_reader(shm, f);
-    else
+    if (memcmp(f->turn_id, turn_id, sizeof f->turn_id) != 0)
         e = DAC_E_NOT_FOUND;
-    bucket_unlock(shm, bucket);
+    else if (!g.held)
+        e = DAC_E_BUSY;
+    else
+        set_reader(shm, f);
+    let_go(shm, &g);
     return e;
 }
 
 enum dac_err index_abandon(struct shm *shm, struct flight_ref ref)
 {
-    uint32_t bucket;
-    enum dac_err e = lock_flight(shm, ref, &bucket);
+    struct grip g;
+    enum dac_err e = lock_flight(shm, ref, &g);
     if (e != DAC_OK)
         return e;
     if (flight_readers(shm, ref.index) == 0)
@@ -316,7 +403,7 @@ enum dac_err index_abandon(struct shm *shm, struct flight_ref ref)
                                  memory_order_acq_rel);
     else
         e = DAC_E_STATE;
-    bucket_unlock(shm, bucket);
+    let_go(shm, &g);
     return e;
 }
 
@@ -325,8 +412,8 @@ enum dac_err index_put_sample(struct shm *shm, struct flight_ref ref,
 {
     struct shm_flight *f = flight_at(shm, ref.index);
     struct sample fresh = *s;
-    uint32_t bucket;
-    enum dac_err e = lock_flight(shm, ref, &bucket);
+    struct grip g;
+    enum dac_err e = lock_flight(shm, ref, &g);
 
     if (e != DAC_OK)
         return e;
@@ -336,7 +423,7 @@ enum dac_err index_put_sample(struct shm *shm, struct flight_ref ref,
         fresh.hits = (uint32_t)atomic_load_explicit(&f->hits, memory_order_relaxed);
         atomic_store_explicit(&f->sample, sample_add(shm, &fresh), memory_order_release);
     }
-    bucket_unlock(shm, bucket);
+    let_go(shm, &g);
     return DAC_OK;
 }
 
@@ -364,7 +451,7 @@ enum dac_err index_recycle(struct shm *shm, struct flight_ref ref, enum recycle_
 {
     struct shm_flight *f = flight_at(shm, ref.index);
     struct flight_word w = flight_load(shm, ref.index);
-    uint32_t bucket;
+    struct grip g;
 
     if (w.incarnation != ref.incarnation || !recyclable(f, w, rule, now_ns, error_ttl_ns))
         return DAC_E_STATE;
@@ -374,20 +461,20 @@ enum dac_err index_recycle(struct shm *shm, struct flight_ref ref, enum recycle_
         *hits = atomic_load_explicit(&f->hits, memory_order_relaxed);
         return flight_release(shm, ref.index, w);
     }
-    enum dac_err e = lock_flight(shm, ref, &bucket);
+    enum dac_err e = lock_flight(shm, ref, &g);
     if (e != DAC_OK)
         return e == DAC_E_NOT_FOUND ? DAC_E_STATE : e;
     w = flight_load(shm, ref.index);
     if (recyclable(f, w, rule, now_ns, error_ttl_ns)) {
         *followers = atomic_load_explicit(&f->followers, memory_order_relaxed);
         *hits = atomic_load_explicit(&f->hits, memory_order_relaxed);
-        chain_remove(shm, bucket, ref.index);
+        chain_remove(shm, g.bucket, ref.index);
         CRASH_POINT("recycle_unlinked");
         e = flight_release(shm, ref.index, w);
     } else {
         e = DAC_E_STATE;
     }
-    bucket_unlock(shm, bucket);
+    let_go(shm, &g);
     return e;
 }
 

@@ -5,6 +5,11 @@
  * held, and under it no system call, allocation, log line or callback. The chains are
  * hints: after a death (EOWNERDEAD) a bucket is rebuilt from the flights whose `bucket`
  * field names it, and only then declared consistent.
+ *
+ * A lock that can never be had again (ENOTRECOVERABLE) loses its bucket: the header's
+ * `lock_lost` asks the master for a new segment. Until then nobody joins or attaches
+ * there (DAC_E_BUSY, like a lock not had); abandoning, sampling and recycling go on
+ * without the lock, since nobody can come in between.
  */
 #ifndef DAC_SHM_INDEX_H
 #define DAC_SHM_INDEX_H
@@ -13,6 +18,7 @@
 #include "shm/sample.h"
 
 #define INDEX_LOCK_NS UINT64_C(20000000)
+#define INDEX_BUSY_NS UINT64_C(250000000) /* no second wait for the same lock before */
 
 enum join_role {
     JOIN_LEADER,   /* a new flight, this process owns it in CLAIMED */
@@ -43,8 +49,8 @@ struct join_result {
 };
 
 /* Joins the newest usable flight of the key, or claims and indexes a new one; either way
- * this process's reader bit is set. DAC_E_BUSY: the lock was not had in time. DAC_E_FULL.
- * Worker. */
+ * this process's reader bit is set. DAC_E_BUSY: the lock was not had in time, or was not
+ * had lately and is still held. DAC_E_FULL. Worker. */
 enum dac_err index_join(struct shm *shm, const struct join_request *req,
                         struct join_result *out) DAC_CHECK;
 
@@ -54,8 +60,8 @@ bool index_find_turn(const struct shm *shm, const uint8_t turn_id[16],
 /* Sets this process's reader bit if the flight is still that turn. DAC_E_NOT_FOUND. */
 enum dac_err index_attach(struct shm *shm, struct flight_ref ref,
                           const uint8_t turn_id[16]) DAC_CHECK;
-/* Owner: closes a flight that nobody reads to newcomers. DAC_E_STATE if somebody does
- * read it again. */
+/* Its owner, or the recorder for an orphan: closes a flight that nobody reads to
+ * newcomers. DAC_E_STATE if somebody does read it again. */
 enum dac_err index_abandon(struct shm *shm, struct flight_ref ref) DAC_CHECK;
 
 /* Recorder: adds the flight's sample, if it has none yet, with its numbers of this

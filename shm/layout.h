@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #define SHM_MAGIC          UINT64_C(0x3153544847494c46) /* "FLIGHTS1" */
-#define SHM_LAYOUT_VERSION 4u
+#define SHM_LAYOUT_VERSION 5u
 #define SHM_SLOTS          64u
 #define SHM_NO_SLOT        UINT32_C(0xff)
 #define SHM_WORKERS_MAX    28u
@@ -60,6 +60,7 @@ typedef _Atomic uint32_t shm_u32;
     X(refused, "requests refused because a table or pool was exhausted")                 \
     X(lock_timeouts, "bucket locks not had in time")                                     \
     X(lock_recoveries, "bucket locks taken over from a dead process")                    \
+    X(locks_lost, "bucket locks that can never be had again")                            \
     X(flights_orphaned, "flights whose fetcher died")                                    \
     X(takeovers, "orphaned flights that another worker took over")
 
@@ -129,6 +130,7 @@ struct shm_pacer {
 struct shm_bucket {
     SHM_ALIGNED pthread_mutex_t lock; /* process-shared, robust */
     shm_u32 head; /* flight + 1, newest first, 0: none; under the lock */
+    shm_u32 lost; /* 1: the lock can never be had again, nobody gets in; any, set once */
 };
 
 /* --- flights ------------------------------------------------------------------------ */
@@ -251,6 +253,9 @@ struct shm_header {
     shm_u32 ordinal_slot[SHM_WORKERS_MAX]; /* SHM_NO_SLOT: none [W: master] */
     shm_u32 kicks;                         /* grows with each kick [W: master] */
     shm_u32 generation;                    /* of the newest process [W: master] */
+    shm_u32 hold;       /* 1: workers are to accept nobody yet [W: master] */
+    shm_u32 superseded; /* 1: the instance has moved to another segment [W: master] */
+    shm_u32 renewals;   /* segments of this instance before this one [W: master] */
     /* Processes started again, by enum slot_kind and reason [W: master]. */
     shm_u64 restarts[SHM_KINDS][RESTART_REASON_COUNT];
     shm_u64 reconnect_grace_ns;         /* the setting, for who looks on [W: master] */
@@ -263,6 +268,8 @@ struct shm_header {
     shm_u64 tickets[SHM_PROVIDERS_MAX]; /* relaxed add */
     SHM_ALIGNED shm_u64 sample_seq;     /* samples ever; release [W: recorder] */
     SHM_ALIGNED shm_u32 pressure; /* 1: someone found no room; the recorder recycles */
+    shm_u32 lock_lost; /* 1: a bucket is lost; the master makes a new segment; any, set
+                          once */
 };
 
 _Static_assert(sizeof(struct shm_block) == 16, "block descriptors are packed");

@@ -56,6 +56,11 @@ static bool sample_copy(const struct shm_sample *at, uint64_t number, struct sam
     return atomic_load_explicit(&at->seq, memory_order_relaxed) == number + 1;
 }
 
+bool sample_read_one(const struct shm *shm, uint64_t number, struct sample *out)
+{
+    return sample_copy(&shm->samples[number % SHM_SAMPLES], number, out);
+}
+
 size_t sample_read(const struct shm *shm, struct sample *out, size_t n)
 {
     uint64_t end = atomic_load_explicit(&shm->hdr->sample_seq, memory_order_acquire);

@@ -25,6 +25,8 @@ uint64_t sample_add(struct shm *shm, const struct sample *s);
 void sample_add_hit(struct shm *shm, uint64_t seq);
 /* Copies at most `n` of the newest, newest first; returns how many. Any process. */
 size_t sample_read(const struct shm *shm, struct sample *out, size_t n);
+/* Copies the one with this number, counted from 0; false if the ring has it no more. */
+bool sample_read_one(const struct shm *shm, uint64_t number, struct sample *out);
 bool sample_valid(const struct shm *shm, char *why, size_t n);
 
 #endif

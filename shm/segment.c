@@ -5,6 +5,10 @@
  * lives; children give their copy up. So a segment whose lock can be had belongs to
  * nobody: a killed master left it, and it is unlinked and made anew. Whoever still maps
  * the old one (its workers, on their way out) keeps the old memory and disturbs nobody.
+ *
+ * A living master replaces its own segment by making the next one under another name,
+ * locked as well, and renaming it over the old one: the name always leads to a locked
+ * file.
  * Runs in the master (create, destroy), in children after fork (enter), outside (attach).
  */
 #include "shm/segment.h"
@@ -17,6 +21,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -25,6 +30,8 @@
 
 #define SEGMENT_TRIES 3
 #define SHM_FOLDER    "/dev/shm" /* where shm_open() has its names, on Linux */
+#define PATH_SIZE     (SHM_NAME_SIZE + 16)
+#define FILE_SIZE     (sizeof(SHM_FOLDER) + PATH_SIZE)
 
 static uint64_t align_up(uint64_t n, uint64_t to)
 {
@@ -192,11 +199,22 @@ static enum dac_err open_eventfds(struct shm *shm, char *why, size_t n)
     return DAC_OK;
 }
 
+static void path_of(const char *name, char path[PATH_SIZE])
+{
+    snprintf(path, PATH_SIZE, "/%.*s", (int)SHM_NAME_SIZE, name);
+}
+
+/* Of the segment that is to follow; an instance's name never begins with a dot. */
+static void next_path_of(const char *name, char path[PATH_SIZE])
+{
+    snprintf(path, PATH_SIZE, "/.%.*s.next", (int)SHM_NAME_SIZE, name);
+}
+
 /* Whether the name still leads to the file that `fd` has open. Needs no descriptor, since
  * a maker that had none left would leave what it just made. */
 static bool same_file(const char *path, int fd)
 {
-    char file[sizeof(SHM_FOLDER) + SHM_NAME_SIZE + 2];
+    char file[FILE_SIZE];
     struct stat a, b;
 
     snprintf(file, sizeof file, SHM_FOLDER "%s", path);
@@ -270,7 +288,7 @@ static enum dac_err allocate(struct shm *shm, int fd, const struct shm_options *
                  "could not allocate %zu MiB in /dev/shm: %s; make /dev/shm larger or "
                  "[memory] shm_size smaller",
                  shm->size >> 20, strerror(rc));
-        return DAC_E_SYS;
+        return rc == ENOSPC ? DAC_E_FULL : DAC_E_SYS;
     }
     void *p = mmap(NULL, shm->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (p == MAP_FAILED) {
@@ -292,28 +310,15 @@ static void shm_blank(struct shm *shm)
     shm->self = SHM_NO_SLOT;
 }
 
-enum dac_err segment_create(const struct shm_options *opt, struct shm *out,
-                            bool *replaced, char *why, size_t n)
+/* Everything behind the lock: memory, contents, eventfds. On failure the name and the
+ * lock are gone. */
+static enum dac_err build(const char *path, const struct shm_options *opt,
+                          const struct shm_plan *plan, struct shm *out, char *why,
+                          size_t n)
 {
-    char path[SHM_NAME_SIZE + 2];
-    struct shm_plan plan;
     enum dac_err e;
 
-    shm_blank(out);
-    *replaced = false;
-    if (strlen(opt->name) >= SHM_NAME_SIZE || strchr(opt->name, '/') || !opt->name[0]) {
-        snprintf(why, n, "[server] name = \"%s\" is no name for shared memory",
-                 opt->name);
-        return DAC_E_INVALID;
-    }
-    e = segment_plan(opt, &plan, why, n);
-    if (e != DAC_OK)
-        return e;
-    snprintf(path, sizeof path, "/%s", opt->name);
-    e = open_locked(path, opt->name, &out->lock_fd, replaced, why, n);
-    if (e != DAC_OK)
-        return e;
-    out->size = (size_t)plan.total;
+    out->size = (size_t)plan->total;
     /* A second description of the file: a mapping keeps the one it was made from open,
      * and with it flock()'s lock, so children would hold the instance beyond the master's
      * death. */
@@ -327,7 +332,7 @@ enum dac_err segment_create(const struct shm_options *opt, struct shm *out,
         close(map_fd);
     }
     if (e == DAC_OK) {
-        e = segment_init(out, opt, &plan);
+        e = segment_init(out, opt, plan);
         if (e != DAC_OK)
             snprintf(why, n, "could not make the locks of the key index: %s",
                      strerror(errno));
@@ -339,6 +344,73 @@ enum dac_err segment_create(const struct shm_options *opt, struct shm *out,
         segment_detach(out);
     }
     return e;
+}
+
+enum dac_err segment_create(const struct shm_options *opt, struct shm *out,
+                            bool *replaced, char *why, size_t n)
+{
+    char path[PATH_SIZE], next[PATH_SIZE];
+    struct shm_plan plan;
+    enum dac_err e;
+
+    shm_blank(out);
+    *replaced = false;
+    if (strlen(opt->name) >= SHM_NAME_SIZE || strchr(opt->name, '/') || !opt->name[0]) {
+        snprintf(why, n, "[server] name = \"%s\" is no name for shared memory",
+                 opt->name);
+        return DAC_E_INVALID;
+    }
+    e = segment_plan(opt, &plan, why, n);
+    if (e != DAC_OK)
+        return e;
+    path_of(opt->name, path);
+    e = open_locked(path, opt->name, &out->lock_fd, replaced, why, n);
+    if (e != DAC_OK)
+        return e;
+    next_path_of(opt->name, next);
+    shm_unlink(next); /* of a master that was killed over it */
+    return build(path, opt, &plan, out, why, n);
+}
+
+enum dac_err segment_create_next(const struct shm_options *opt, struct shm *out,
+                                 char *why, size_t n)
+{
+    char path[PATH_SIZE];
+    struct shm_plan plan;
+    enum dac_err e = segment_plan(opt, &plan, why, n);
+
+    shm_blank(out);
+    if (e != DAC_OK)
+        return e;
+    next_path_of(opt->name, path);
+    shm_unlink(path);
+    out->lock_fd = shm_open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (out->lock_fd < 0 || flock(out->lock_fd, LOCK_EX | LOCK_NB) != 0) {
+        snprintf(why, n, "could not make shared memory \"%s\": %s", path,
+                 strerror(errno));
+        segment_detach(out);
+        return DAC_E_SYS;
+    }
+    return build(path, opt, &plan, out, why, n);
+}
+
+uint64_t segment_room(void)
+{
+    struct statvfs fs;
+
+    return statvfs(SHM_FOLDER, &fs) == 0 ? (uint64_t)fs.f_bavail * fs.f_frsize : 0;
+}
+
+enum dac_err segment_take_name(struct shm *next)
+{
+    char from[PATH_SIZE], to[PATH_SIZE];
+    char from_file[FILE_SIZE], to_file[FILE_SIZE];
+
+    next_path_of(next->hdr->name, from);
+    path_of(next->hdr->name, to);
+    snprintf(from_file, sizeof from_file, SHM_FOLDER "%s", from);
+    snprintf(to_file, sizeof to_file, SHM_FOLDER "%s", to);
+    return rename(from_file, to_file) == 0 ? DAC_OK : DAC_E_SYS;
 }
 
 enum dac_err segment_attach(const char *name, struct shm *out, char *why, size_t n)
@@ -401,11 +473,14 @@ void segment_detach(struct shm *shm)
 
 void segment_destroy(struct shm *shm)
 {
-    char path[SHM_NAME_SIZE + 2];
+    void (*const names[])(const char *, char[PATH_SIZE]) = {path_of, next_path_of};
+    char path[PATH_SIZE];
 
-    snprintf(path, sizeof path, "/%s", shm->hdr->name);
-    if (shm->lock_fd >= 0 && same_file(path, shm->lock_fd))
-        shm_unlink(path);
+    for (size_t i = 0; i < DAC_ARRAY_LEN(names); i++) {
+        names[i](shm->hdr->name, path);
+        if (shm->lock_fd >= 0 && same_file(path, shm->lock_fd))
+            shm_unlink(path);
+    }
     segment_detach(shm);
 }
 

@@ -10,6 +10,14 @@
 #include "base/err.h"
 #include "shm/layout.h"
 
+#define SHM_BUSY_MAX 8
+
+/* A bucket whose lock this process waited for in vain. */
+struct shm_busy_bucket {
+    uint32_t bucket;   /* its number plus 1, 0: none */
+    uint64_t until_ns; /* before that it does not wait for it again */
+};
+
 struct shm {
     uint8_t *base;
     size_t size;
@@ -26,6 +34,9 @@ struct shm {
     int eventfd[SHM_SLOTS]; /* -1 where there is none (readers from outside) */
     int lock_fd;            /* holds the instance's lock; -1 in children */
     uint32_t self; /* this process's slot, SHM_NO_SLOT in the master and outside */
+    struct shm_busy_bucket
+        busy[SHM_BUSY_MAX]; /* index.c's own; the oldest is forgotten */
+    uint32_t busy_next;
 };
 
 struct shm_provider_limits {
@@ -62,9 +73,20 @@ enum dac_err segment_plan(const struct shm_options *opt, struct shm_plan *plan, 
 /* Master. Creates, allocates (posix_fallocate), initialises and locks the segment, and
  * opens the eventfds. DAC_E_EXISTS: a living instance holds it (`why` names its pid). A
  * segment whose lock nobody holds was left by a killed master: it is replaced, *replaced
- * says so. */
+ * says so. DAC_E_FULL: /dev/shm has no room for it. */
 enum dac_err segment_create(const struct shm_options *opt, struct shm *out,
                             bool *replaced, char *why, size_t n) DAC_CHECK;
+
+/* Master of a living instance: the same beside the segment that it has, as
+ * /dev/shm/.<name>.next. It stays there until segment_take_name(). DAC_E_SYS, DAC_E_FULL,
+ * DAC_E_TOO_LARGE. */
+enum dac_err segment_create_next(const struct shm_options *opt, struct shm *out,
+                                 char *why, size_t n) DAC_CHECK;
+/* Bytes that /dev/shm has room for now; 0 if one cannot know. */
+uint64_t segment_room(void);
+/* Master: gives it the instance's name, in one step. The segment that had the name goes
+ * on without one. DAC_E_SYS: nothing changed. */
+enum dac_err segment_take_name(struct shm *next) DAC_CHECK;
 
 /* From outside (dacctl): maps it read-only after checking magic, version and sizes. */
 enum dac_err segment_attach(const char *name, struct shm *out, char *why,

@@ -160,7 +160,7 @@ static void check_index(const struct pass *p)
     for (uint32_t i = 0; i < h->bucket_count; i++) {
         enum lock_state lock = lock_state(&p->shm->buckets[i]);
 
-        if (lock == LOCK_LOST)
+        if (lock == LOCK_LOST || atomic_load(&p->shm->buckets[i].lost) != 0)
             say(p, CERTAIN, "bucket", i, 0, "its lock can never be had again");
         died += lock == LOCK_OWNER_DIED;
         if (!index_chain_valid(p->shm, i, &length, why, sizeof(why)))

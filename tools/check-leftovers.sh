@@ -11,7 +11,7 @@ file=$2
 tree=$(pwd -P)
 
 segments() {
-    find /dev/shm -maxdepth 1 -name 'dac*' 2>/dev/null | sort
+    find /dev/shm -maxdepth 1 \( -name 'dac*' -o -name '.dac*' \) 2>/dev/null | sort
 }
 
 # "pid name" of every process whose program is a DAC program (or the tests' Python) of this tree.

@@ -151,6 +151,35 @@ static void text_deaths(const struct shm *shm, struct buf *out)
                shm_counter_sum(shm, SHM_C_lock_recoveries));
 }
 
+/* How many buckets are lost. */
+static uint32_t count_lost(const struct shm *shm)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = 0; i < shm->hdr->bucket_count; i++)
+        n += atomic_load(&shm->buckets[i].lost) != 0;
+    return n;
+}
+
+/* Nothing, most of the time. */
+static void text_renewals(const struct shm *shm, struct buf *out)
+{
+    uint32_t renewals = atomic_load(&shm->hdr->renewals);
+
+    if (atomic_load(&shm->hdr->lock_lost))
+        buf_printf(
+            out,
+            "locks      %" PRIu32 " of %" PRIu32
+            " can never be had again; their questions are refused until the master "
+            "has renewed this memory\n",
+            count_lost(shm), shm->hdr->bucket_count);
+    if (renewals > 0)
+        buf_printf(out,
+                   "renewals   this memory was renewed %" PRIu32
+                   " times because a lock was lost\n",
+                   renewals);
+}
+
 static void text_status(const struct shm *shm, struct buf *out)
 {
     const struct shm_header *hdr = shm->hdr;
@@ -162,6 +191,7 @@ static void text_status(const struct shm *shm, struct buf *out)
                atomic_load(&hdr->master_pid), master_alive(shm) ? "" : " (dead)",
                seconds_since(hdr->created_ns));
     text_deaths(shm, out);
+    text_renewals(shm, out);
     buf_printf(out, "memory     %.1f MiB, blocks %" PRIu32 " of %" PRIu32 " used\n",
                (double)hdr->total_size / 1048576.0, t.blocks_used, hdr->block_count);
     buf_printf(out, "flights    %" PRIu32 " of %" PRIu32 " used",
@@ -255,6 +285,8 @@ static void json_status(const struct shm *shm, struct buf *out)
                atomic_load(&hdr->draining) ? "true" : "false",
                seconds_since(hdr->created_ns), shm_restarts_sum(shm));
     json_restarts(shm, out);
+    buf_printf(out, ",\"renewals\":%" PRIu32 ",\"locks_lost\":%" PRIu32,
+               atomic_load(&hdr->renewals), count_lost(shm));
     buf_printf(out,
                ",\"shm_bytes\":%" PRIu64 ",\"blocks\":{\"total\":%" PRIu32
                ",\"used\":%" PRIu32 "}",

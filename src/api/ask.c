@@ -42,7 +42,22 @@ static bool take_content(struct http_exchange *ex, struct json_object *body,
     buf_append(&r->content, content, n);
     if (system)
         buf_append(&r->system, system, system_n);
+    if (r->content.failed || r->system.failed) {
+        input_no_memory(ex);
+        return false;
+    }
     return true;
+}
+
+/* Hands a member of the body on. */
+static bool add_param(struct http_exchange *ex, struct json_object *params,
+                      const char *name, struct json_object *v)
+{
+    if (json_object_object_add(params, name, json_object_get(v)) == 0)
+        return true;
+    json_object_put(v);
+    input_no_memory(ex);
+    return false;
 }
 
 static bool add_number(struct http_exchange *ex, struct json_object *body,
@@ -54,10 +69,7 @@ static bool add_number(struct http_exchange *ex, struct json_object *body,
 
     if (!input_number(ex, body, name, min, max, integer, &present, &v))
         return false;
-    if (present)
-        json_object_object_add(params, name,
-                               json_object_get(json_object_object_get(body, name)));
-    return true;
+    return !present || add_param(ex, params, name, json_object_object_get(body, name));
 }
 
 static bool take_params(struct http_exchange *ex, struct json_object *body,
@@ -67,8 +79,7 @@ static bool take_params(struct http_exchange *ex, struct json_object *body,
 
     r->params = json_object_new_object();
     if (!r->params) {
-        input_refuse(ex, 503, "no_memory", NULL,
-                     "the gateway is out of memory; try again");
+        input_no_memory(ex);
         return false;
     }
     if (!add_number(ex, body, "temperature", 0, 2, false, r->params) ||
@@ -80,9 +91,7 @@ static bool take_params(struct http_exchange *ex, struct json_object *body,
         return false;
     }
     *tools = list && json_object_array_length(list) > 0;
-    if (*tools)
-        json_object_object_add(r->params, "tools", json_object_get(list));
-    return true;
+    return !*tools || add_param(ex, r->params, "tools", list);
 }
 
 static bool take_parent(struct http_exchange *ex, struct json_object *body,
@@ -183,8 +192,7 @@ static void ask_in_thread(struct http_exchange *ex, struct api *api, bool stream
         return;
     struct ask *ask = calloc(1, sizeof *ask);
     if (!ask) {
-        input_refuse(ex, 503, "no_memory", NULL,
-                     "the gateway is out of memory; try again");
+        input_no_memory(ex);
     } else {
         ask->kind = FLIGHT_TURN;
         turn_request_init(&ask->request);

@@ -332,8 +332,11 @@ static bool take_messages(struct http_exchange *ex, struct json_object *body,
     }
     r->messages = json_object_get(all);
     if (last && !content_text(json_object_object_get(last, "content"), &r->content)) {
-        input_refuse(ex, 400, "bad_field", "messages",
-                     "content of a message must be a string or an array of parts");
+        if (r->content.failed)
+            input_no_memory(ex);
+        else
+            input_refuse(ex, 400, "bad_field", "messages",
+                         "content of a message must be a string or an array of parts");
         return false;
     }
     return true;
@@ -343,13 +346,17 @@ static bool take_params(struct http_exchange *ex, struct json_object *body,
                         struct turn_request *r)
 {
     r->params = json_object_new_object();
+    if (!r->params) {
+        input_no_memory(ex);
+        return false;
+    }
     json_object_object_foreach(body, name, value)
     {
         if (is_own(name) || !value)
             continue;
-        if (!r->params ||
-            json_object_object_add(r->params, name, json_object_get(value)) != 0) {
-            input_refuse(ex, 503, "no_memory", NULL, "the gateway is out of memory");
+        if (json_object_object_add(r->params, name, json_object_get(value)) != 0) {
+            json_object_put(value);
+            input_no_memory(ex);
             return false;
         }
     }

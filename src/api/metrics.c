@@ -12,6 +12,7 @@
 #include "api/native.h"
 #include "api/routes.h"
 #include "base/clock.h"
+#include "http/problem.h"
 #include "shm/blocklog.h"
 #include "shm/pacer.h"
 #include "shm/sample.h"
@@ -111,8 +112,7 @@ void api_performance(struct http_exchange *ex, void *ctx)
         return;
     }
     if (!performance_read(api->shm, (size_t)last_n, &p)) {
-        input_refuse(ex, 503, "no_memory", NULL,
-                     "the gateway is out of memory; try again");
+        input_no_memory(ex);
         return;
     }
     buf_printf(&b, "{\"last_n\":%llu,\"turns\":%zu", (unsigned long long)last_n, p.turns);
@@ -194,6 +194,9 @@ static void put_processes(struct buf *b, const struct shm *shm)
     put_gauge(b, "dac_streams", "open streams", (double)streams);
     put_gauge(b, "dac_workers_ready", "workers that accept", ready);
     put_restarts(b, shm);
+    put_help(b, "dac_renewals_total", "counter",
+             "times that shared memory was renewed because a lock was lost");
+    buf_printf(b, "dac_renewals_total %u\n", atomic_load(&shm->hdr->renewals));
     put_gauge(b, "dac_uptime_seconds", "since the master started",
               (double)(clock_now_ns() - shm->hdr->created_ns) / (double)NS_PER_S);
 }
@@ -221,6 +224,11 @@ void api_metrics(struct http_exchange *ex, void *ctx)
     struct api *api = ctx;
     struct buf b = BUF_INIT(TEXT_MAX);
     struct performance p;
+    struct http_problem moved = {.status = 503,
+                                 .code = "moved",
+                                 .offset = -1,
+                                 .retryable = true,
+                                 .retry_after_ms = 1000};
 
     put_counters(&b, api->shm);
     put_flights(&b, api->shm);
@@ -237,9 +245,11 @@ void api_metrics(struct http_exchange *ex, void *ctx)
                   "share of failed and incomplete turns among the last 100",
                   p.error_rate);
     }
-    if (b.failed)
-        input_refuse(ex, 503, "no_memory", NULL,
-                     "the gateway is out of memory; try again");
+    /* Looked at last: what was summed up before is part of the new memory's sums. */
+    if (atomic_load(&api->shm->hdr->superseded))
+        http_respond_problem(ex, &moved, "other processes know these numbers; try again");
+    else if (b.failed)
+        input_no_memory(ex);
     else
         http_respond(ex, 200, "text/plain; version=0.0.4; charset=utf-8", b.data, b.len);
     buf_free(&b);

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "api/input.h"
 #include "base/clock.h"
 #include "http/problem.h"
 #include "http/sse.h"
@@ -81,12 +82,10 @@ const char *native_role(const struct member *m)
 
 void native_respond(struct http_exchange *ex, int status, struct buf *body)
 {
-    if (body->failed) {
-        struct http_problem p = {.status = 503, .code = "no_memory", .offset = -1};
-        http_respond_problem(ex, &p, "the gateway is out of memory; try again");
-    } else {
+    if (body->failed)
+        input_no_memory(ex);
+    else
         http_respond(ex, status, "application/json", body->data, body->len);
-    }
     buf_free(body);
 }
 

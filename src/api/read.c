@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "api/input.h"
 #include "http/problem.h"
 
 static void read_free(struct read *rd)
@@ -25,21 +26,11 @@ static void on_gone(struct http_exchange *ex, void *user)
 
 static const struct http_callbacks callbacks = {.on_gone = on_gone};
 
-static void no_memory(struct http_exchange *ex)
-{
-    struct http_problem p = {.status = 503,
-                             .code = "no_memory",
-                             .offset = -1,
-                             .retryable = true,
-                             .retry_after_ms = 1000};
-    http_respond_problem(ex, &p, "the gateway is out of memory; try again");
-}
-
 struct read *read_new(struct api *api, struct http_exchange *ex)
 {
     struct read *rd = calloc(1, sizeof *rd);
     if (!rd) {
-        no_memory(ex);
+        input_no_memory(ex);
         return NULL;
     }
     rd->api = api;
@@ -53,7 +44,7 @@ bool read_started(struct read *rd, struct store_query *q)
     rd->query = q;
     if (q)
         return true;
-    no_memory(read_done(rd));
+    input_no_memory(read_done(rd));
     return false;
 }
 

@@ -40,7 +40,10 @@ void api_threads_create(struct http_exchange *ex, void *ctx)
         if (title)
             utf8_put_storable(&ask.thread.title, title, n);
         turn_request_init(&ask.request);
-        flights_ask(api->flights, &ask);
+        if (ask.thread.title.failed)
+            input_no_memory(ex);
+        else
+            flights_ask(api->flights, &ask);
     }
     json_object_put(body);
 }

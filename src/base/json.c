@@ -1,21 +1,21 @@
 /*
- * Strict parsing and writing of JSON: json_check() decides, json-c builds, and what
- * json-c would print with blanks or escaped slashes goes out compact. Any process.
+ * Strict parsing and writing of JSON: json_check() decides, json_build() makes json-c's
+ * objects, and they are written compact, their depth being bounded by who made them. Any
+ * process.
  */
 #include "base/json.h"
 
+#include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "base/json_build.h"
 #include "base/json_check.h"
 
 enum dac_err json_parse_strict(const char *text, size_t n, struct json_object **out,
                                struct json_error *err)
 {
-    struct json_tokener *tok;
-    struct json_object *o;
-    enum json_tokener_error e;
     enum dac_err rc;
 
     *out = NULL;
@@ -25,28 +25,10 @@ enum dac_err json_parse_strict(const char *text, size_t n, struct json_object **
         return DAC_E_INVALID;
     }
     rc = json_check(text, n, err);
-    if (rc != DAC_OK)
-        return rc;
-
-    /* json-c counts one level for the value itself and one for what would follow. */
-    tok = json_tokener_new_ex(JSON_DEPTH_MAX + 2);
-    if (!tok)
-        return DAC_E_NOMEM;
-    o = json_tokener_parse_ex(tok, text, (int)n);
-    e = json_tokener_get_error(tok);
-    if (e == json_tokener_continue) {
-        /* A number at the very end is over only when something follows it. */
-        o = json_tokener_parse_ex(tok, "", 1);
-        e = json_tokener_get_error(tok);
-    }
-    if (e == json_tokener_success) {
-        *out = o;
-    } else {
-        err->offset = json_tokener_get_parse_end(tok);
-        snprintf(err->message, sizeof(err->message), "%s", json_tokener_error_desc(e));
-        rc = DAC_E_INVALID;
-    }
-    json_tokener_free(tok);
+    if (rc == DAC_OK)
+        rc = json_build(text, n, out, &err->offset);
+    if (rc == DAC_E_INVALID && !err->message[0])
+        snprintf(err->message, sizeof(err->message), "no valid JSON");
     return rc;
 }
 
@@ -57,14 +39,84 @@ void json_put_string(struct buf *b, const char *s, size_t n)
     buf_putc(b, '"');
 }
 
+static void put_double(struct buf *b, struct json_object *o)
+{
+    const char *text = json_object_get_userdata(o); /* as it was read */
+    char number[32];
+
+    if (!text) {
+        snprintf(number, sizeof(number), "%.17g", json_object_get_double(o));
+        text = number;
+    }
+    buf_puts(b, text);
+    if (text == number && !strpbrk(number, ".e"))
+        buf_puts(b, ".0");
+}
+
+static void put_int(struct buf *b, struct json_object *o)
+{
+    int64_t v = json_object_get_int64(o);
+
+    if (v == INT64_MAX)
+        buf_printf(b, "%" PRIu64, json_object_get_uint64(o));
+    else
+        buf_printf(b, "%" PRId64, v);
+}
+
+static void put_members(struct buf *b, struct json_object *o)
+{
+    const char *comma = "";
+
+    buf_putc(b, '{');
+    json_object_object_foreach(o, name, value)
+    {
+        buf_puts(b, comma);
+        json_put_string(b, name, strlen(name));
+        buf_putc(b, ':');
+        json_put_object(b, value);
+        comma = ",";
+    }
+    buf_putc(b, '}');
+}
+
+static void put_elements(struct buf *b, struct json_object *o)
+{
+    size_t n = json_object_array_length(o);
+
+    buf_putc(b, '[');
+    for (size_t i = 0; i < n; i++) {
+        if (i > 0)
+            buf_putc(b, ',');
+        json_put_object(b, json_object_array_get_idx(o, i));
+    }
+    buf_putc(b, ']');
+}
+
+/* json-c's own writer does not notice when it runs out of memory in the middle. */
 void json_put_object(struct buf *b, struct json_object *o)
 {
-    size_t n;
-    const char *s = json_object_to_json_string_length(
-        o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE, &n);
-
-    if (s)
-        buf_append(b, s, n);
-    else
-        b->failed = true;
+    switch (json_object_get_type(o)) {
+    case json_type_null:
+        buf_puts(b, "null");
+        break;
+    case json_type_boolean:
+        buf_puts(b, json_object_get_boolean(o) ? "true" : "false");
+        break;
+    case json_type_double:
+        put_double(b, o);
+        break;
+    case json_type_int:
+        put_int(b, o);
+        break;
+    case json_type_object:
+        put_members(b, o);
+        break;
+    case json_type_array:
+        put_elements(b, o);
+        break;
+    case json_type_string:
+        json_put_string(b, json_object_get_string(o),
+                        (size_t)json_object_get_string_len(o));
+        break;
+    }
 }

@@ -25,6 +25,7 @@ struct encoding {
     enum record_type run; /* type of the text that is being merged; 0: none */
     const uint64_t *skip; /* answer bytes that are not wanted; NULL: none */
     unsigned *content;    /* enum content */
+    bool failed;          /* no memory for some of the text */
 };
 
 static void emit(struct encoding *en, enum record_type type, const void *p, size_t n)
@@ -37,6 +38,7 @@ static void emit(struct encoding *en, enum record_type type, const void *p, size
 static void flush_text(struct encoding *en)
 {
     struct buf *text = &en->lf->fl->text;
+    en->failed = en->failed || text->failed;
     if (en->run != 0 && text->len > 0)
         emit(en, en->run, text->data, text->len);
     en->run = 0;
@@ -186,6 +188,8 @@ enum dac_err encode_records(struct local_flight *lf, struct blocklog_cursor *c,
         blocklog_next(fl->shm, c, &r);
     }
     flush_text(&en);
+    if (en.failed)
+        return DAC_E_NOMEM;
     if (c->offset != start)
         return DAC_OK;
     return e;
@@ -431,6 +435,16 @@ static void fail_all(struct local_flight *lf)
     }
 }
 
+/* Ended, and no END where the log ends: whoever ended it found the log damaged. */
+static bool has_no_end(const struct local_flight *lf)
+{
+    const struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
+
+    return !lf->end_seen &&
+           flight_state_ended(flight_load(lf->fl->shm, lf->ref.index).state) &&
+           lf->cursor.offset == atomic_load_explicit(&f->tail, memory_order_acquire);
+}
+
 bool audience_run(struct local_flight *lf, int *budget)
 {
     enum dac_err e = DAC_OK;
@@ -448,6 +462,8 @@ bool audience_run(struct local_flight *lf, int *budget)
             pass_over(lf);
         }
     }
+    if (e == DAC_E_AGAIN && has_no_end(lf))
+        e = DAC_E_CORRUPT;
     if (e == DAC_E_CORRUPT || e == DAC_E_NOMEM) {
         log_error(0, "flight %u: its log could not be read: %s; its clients are cut off",
                   lf->ref.index, dac_err_text(e));

@@ -58,14 +58,10 @@ void fetch_free(struct fetch *f)
     if (f->call)
         upstream_cancel(f->call);
     pacer_give(fl->shm, f->provider, f->permit, lf->ref);
-    if (f->timer)
-        event_free(f->timer);
-    if (f->grace)
-        event_free(f->grace);
     turn_request_free(&f->request);
     json_object_put(f->history);
     buf_free(&f->held);
-    free(f);
+    fetch_discard(f);
     lf->fetch = NULL;
     fl->fetches--;
     local_schedule(lf); /* which settles it */
@@ -103,6 +99,21 @@ void fetch_fail(struct fetch *f, int http_status, const char *code, const char *
 
 /* --- who listens -------------------------------------------------------------------- */
 
+/* Where there is no memory for a timer, fetch_tick() finds what it was for. */
+static void arm_timer(struct fetch *f, uint64_t ns)
+{
+    const struct timeval tv = tv_of(ns);
+
+    f->timer_due_ns = clock_now_ns() + ns;
+    evtimer_add(f->timer, &tv);
+}
+
+static void arm_grace(struct fetch *f, uint64_t ns)
+{
+    const struct timeval tv = tv_of(ns);
+    evtimer_add(f->grace, &tv);
+}
+
 static void grace_over(struct fetch *f)
 {
     struct flights *fl = f->lf->fl;
@@ -111,8 +122,7 @@ static void grace_over(struct fetch *f)
     if (e == DAC_OK) {
         fetch_cancel(f, "abandoned", "nobody listened any more");
     } else if (e == DAC_E_BUSY) {
-        const struct timeval tv = tv_of(GRACE_RETRY_NS);
-        evtimer_add(f->grace, &tv);
+        arm_grace(f, GRACE_RETRY_NS);
     } else {
         f->unread_since_ns = 0; /* somebody came back */
     }
@@ -162,19 +172,27 @@ void fetch_check(struct fetch *f)
     if (f->unread_since_ns != 0)
         return;
     f->unread_since_ns = clock_now_ns();
-    const struct timeval tv = tv_of(grace_of(f));
-    evtimer_add(f->grace, &tv);
+    arm_grace(f, grace_of(f));
 }
 
 /* --- asking the provider ------------------------------------------------------------ */
 
+static bool add_string(struct json_object *to, const char *name, const char *s, size_t n)
+{
+    struct json_object *v = json_object_new_string_len(s, (int)n);
+
+    if (v && json_object_object_add(to, name, v) == 0)
+        return true;
+    json_object_put(v);
+    return false;
+}
+
 static bool add_message(struct json_object *to, const char *role, const char *s, size_t n)
 {
     struct json_object *o = json_object_new_object();
-    struct json_object *text = json_object_new_string_len(s, (int)n);
 
-    if (!o || !text || json_object_object_add(o, "role", json_object_new_string(role)) ||
-        json_object_object_add(o, "content", text) || json_object_array_add(to, o)) {
+    if (!o || !add_string(o, "role", role, strlen(role)) ||
+        !add_string(o, "content", s, n) || json_object_array_add(to, o) != 0) {
         json_object_put(o);
         return false;
     }
@@ -193,9 +211,13 @@ static struct json_object *make_messages(const struct fetch *f)
 
     if (ok && r->system.len > 0)
         ok = add_message(all, "system", r->system.data, r->system.len);
-    for (size_t i = 0; ok && f->history && i < json_object_array_length(f->history); i++)
-        ok = json_object_array_add(
-                 all, json_object_get(json_object_array_get_idx(f->history, i))) == 0;
+    for (size_t i = 0; ok && f->history && i < json_object_array_length(f->history);
+         i++) {
+        struct json_object *m = json_object_array_get_idx(f->history, i);
+        ok = json_object_array_add(all, json_object_get(m)) == 0;
+        if (!ok)
+            json_object_put(m);
+    }
     if (ok)
         ok = add_message(all, "user", r->content.data ? r->content.data : "",
                          r->content.len);
@@ -345,9 +367,8 @@ static void begin(struct fetch *f)
 
     if (e == DAC_E_FULL && !fl->cutting &&
         clock_now_ns() - f->created_ns < ROOM_WAIT_NS) {
-        const struct timeval tv = {0, ROOM_RETRY_MS * 1000};
         fetch_ask_for_room(f);
-        evtimer_add(f->timer, &tv);
+        arm_timer(f, ROOM_RETRY_MS * NS_PER_MS);
         return;
     }
     if (e != DAC_OK) {
@@ -369,6 +390,7 @@ static void on_timer(evutil_socket_t fd, short what, void *arg)
     struct fetch *f = arg;
     (void)fd;
     (void)what;
+    f->timer_due_ns = 0;
     if (f->phase == FETCH_ROOM)
         begin(f);
     else if (f->phase == FETCH_BACKOFF)
@@ -399,26 +421,60 @@ bool fetch_retry(struct fetch *f, const struct upstream_end *end)
     f->permit = PACER_NO_PERMIT;
     DAC_ASSERT(flight_advance(fl->shm, f->lf->ref, FLIGHT_QUEUED) == DAC_OK);
     f->phase = FETCH_BACKOFF;
-    const struct timeval tv = tv_of(wait);
-    evtimer_add(f->timer, &tv);
+    arm_timer(f, wait);
     return true;
 }
 
 void fetch_wait_for_room(struct fetch *f)
 {
-    const struct timeval tv = {0, ROOM_RETRY_MS * 1000};
     if (f->phase == FETCH_CALLING && !evtimer_pending(f->timer, NULL))
-        evtimer_add(f->timer, &tv);
+        arm_timer(f, ROOM_RETRY_MS * NS_PER_MS);
 }
 
-static struct fetch *fetch_alloc(struct local_flight *lf,
-                                 const struct blocklog_writer *writer,
-                                 struct turn_request *request, uint32_t provider)
+void fetch_tick(struct fetch *f, uint64_t now_ns)
 {
-    struct flights *fl = lf->fl;
+    if (f->unread_since_ns != 0 && !evtimer_pending(f->grace, NULL) &&
+        now_ns - f->unread_since_ns >= grace_of(f)) {
+        on_grace(-1, EV_TIMEOUT, f); /* it may be gone */
+        return;
+    }
+    if (f->timer_due_ns != 0 && now_ns >= f->timer_due_ns &&
+        !evtimer_pending(f->timer, NULL))
+        on_timer(-1, EV_TIMEOUT, f);
+}
+
+/* --- life --------------------------------------------------------------------------- */
+
+struct fetch *fetch_alloc(struct flights *fl)
+{
     struct fetch *f = calloc(1, sizeof *f);
 
-    DAC_ASSERT(f); /* a few hundred bytes: without them this worker cannot go on */
+    if (!f)
+        return NULL;
+    f->timer = evtimer_new(fl->base, on_timer, f);
+    f->grace = evtimer_new(fl->base, on_grace, f);
+    if (!f->timer || !f->grace) {
+        fetch_discard(f);
+        return NULL;
+    }
+    return f;
+}
+
+void fetch_discard(struct fetch *f)
+{
+    if (!f)
+        return;
+    if (f->timer)
+        event_free(f->timer);
+    if (f->grace)
+        event_free(f->grace);
+    free(f);
+}
+
+static void attach(struct fetch *f, struct local_flight *lf,
+                   const struct blocklog_writer *writer, struct turn_request *request,
+                   uint32_t provider)
+{
     f->lf = lf;
     f->provider = provider;
     f->permit = PACER_NO_PERMIT;
@@ -428,21 +484,33 @@ static struct fetch *fetch_alloc(struct local_flight *lf,
     f->created_ns = clock_now_ns();
     turn_request_init(request);
     lf->fetch = f;
-    fl->fetches++;
-    f->timer = evtimer_new(fl->base, on_timer, f);
-    f->grace = evtimer_new(fl->base, on_grace, f);
-    DAC_ASSERT(f->timer && f->grace);
-    return f;
+    lf->fl->fetches++;
 }
 
-void fetch_new(struct local_flight *lf, const struct blocklog_writer *writer,
+void fetch_begin(struct local_flight *lf, struct fetch *f,
+                 const struct blocklog_writer *writer, struct turn_request *request,
+                 uint32_t provider)
+{
+    attach(f, lf, writer, request, provider);
+    begin(f);
+}
+
+void fetch_new(struct local_flight *lf, struct blocklog_writer *writer,
                struct turn_request *request, uint32_t provider)
 {
-    begin(fetch_alloc(lf, writer, request, provider));
+    struct fetch *f = fetch_alloc(lf->fl);
+
+    if (f)
+        fetch_begin(lf, f, writer, request, provider);
+    else
+        fetch_end_unbegun(lf->fl, writer, "no_memory",
+                          "the gateway is out of memory; try again");
 }
 
-void fetch_resume(struct local_flight *lf, const struct blocklog_writer *writer,
-                  struct turn_request *request, uint32_t provider)
+void fetch_resume(struct local_flight *lf, struct fetch *f,
+                  const struct blocklog_writer *writer, struct turn_request *request,
+                  uint32_t provider)
 {
-    queue_up(fetch_alloc(lf, writer, request, provider));
+    attach(f, lf, writer, request, provider);
+    queue_up(f);
 }

@@ -141,6 +141,25 @@ void fetch_end(struct fetch *f, const struct record_end *end)
     fetch_free(f);
 }
 
+void fetch_end_unbegun(struct flights *fl, struct blocklog_writer *w, const char *code,
+                       const char *message)
+{
+    struct record_end end = {.status = TURN_FAILED,
+                             .http_status = 503,
+                             .retry_after_ms = 1000,
+                             .retryable = 1};
+    struct shm *shm = fl->shm;
+    struct flight_ref ref = w->ref;
+
+    snprintf(end.code, sizeof end.code, "%s", code);
+    snprintf(end.message, sizeof end.message, "%s", message);
+    atomic_store(&flight_at(shm, ref.index)->ended_ns, clock_now_ns());
+    DAC_ASSERT(blocklog_append(shm, w, RECORD_END, &end, sizeof end) == DAC_OK);
+    DAC_ASSERT(flight_advance(shm, ref, FLIGHT_FAILED) == DAC_OK);
+    wake_recorder(shm, ref.index);
+    wake_readers(shm, ref.index);
+}
+
 /* --- what the call says ------------------------------------------------------------- */
 
 /* The first of anything makes it STREAMING; time to first token counts to the first

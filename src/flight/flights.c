@@ -132,7 +132,8 @@ static void on_run(evutil_socket_t fd, short what, void *arg)
     if (!TAILQ_EMPTY(&fl->run)) {
         /* A timeout of zero, so that sockets are looked at before the next turn. */
         static const struct timeval now = {0, 0};
-        event_add(fl->run_event, &now);
+        if (event_add(fl->run_event, &now) != 0) /* no memory for the timer */
+            event_active(fl->run_event, EV_TIMEOUT, 0);
     }
 }
 
@@ -201,8 +202,12 @@ void flights_tick(struct flights *fl, uint64_t now_ns)
     look_at_all(fl);
     for (lf = TAILQ_FIRST(&fl->all); lf; lf = next) {
         next = TAILQ_NEXT(lf, all_link);
+        if (lf->fetch)
+            fetch_tick(lf->fetch, now_ns);
         lag_tick(lf, now_ns);
     }
+    if (!TAILQ_EMPTY(&fl->room) && !evtimer_pending(fl->room_timer, NULL))
+        join_room_timer(-1, EV_TIMEOUT, fl);
 }
 
 size_t flights_active(const struct flights *fl)

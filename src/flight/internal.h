@@ -117,6 +117,7 @@ struct fetch {
     uint64_t created_ns;
     uint64_t started_ns;      /* of the first try, for retry_deadline */
     struct event *timer;      /* backoff before a retry, or waiting for room in the log */
+    uint64_t timer_due_ns;    /* when it was last to fire, 0 once it has */
     struct event *grace;      /* runs while nobody listens */
     uint64_t unread_since_ns; /* nobody listens since; 0: somebody does */
     /* Records that found no room, in order; the call is paused meanwhile. */
@@ -225,12 +226,23 @@ enum dac_err encode_records(struct local_flight *lf, struct blocklog_cursor *c,
                             unsigned *content, bool *ended);
 
 /* fetch.c */
-/* Takes the request over. Whatever fails ends the flight. */
-void fetch_new(struct local_flight *lf, const struct blocklog_writer *writer,
+/* What a fetch needs of memory before its flight is owned; NULL if there is none. Given
+ * to fetch_begin(), fetch_resume() or fetch_discard(), which takes NULL, too. */
+struct fetch *fetch_alloc(struct flights *fl);
+void fetch_discard(struct fetch *f);
+/* Takes the request over, logs it and queues. Whatever fails ends the flight. */
+void fetch_begin(struct local_flight *lf, struct fetch *f,
+                 const struct blocklog_writer *writer, struct turn_request *request,
+                 uint32_t provider);
+/* The same without a fetch so far. */
+void fetch_new(struct local_flight *lf, struct blocklog_writer *writer,
                struct turn_request *request, uint32_t provider);
 /* The same for a flight that was taken over: its REQUEST is in the log. */
-void fetch_resume(struct local_flight *lf, const struct blocklog_writer *writer,
-                  struct turn_request *request, uint32_t provider);
+void fetch_resume(struct local_flight *lf, struct fetch *f,
+                  const struct blocklog_writer *writer, struct turn_request *request,
+                  uint32_t provider);
+/* The worker's beat: makes up for timers that found no memory. It may be gone then. */
+void fetch_tick(struct fetch *f, uint64_t now_ns);
 void fetch_check(struct fetch *f); /* its readers or requests changed */
 void fetch_cancel(struct fetch *f, const char *code, const char *why);
 void fetch_provider_ready(struct flights *fl, uint32_t provider);
@@ -252,6 +264,9 @@ void takeover_try(struct local_flight *lf);
 /* fetch_log.c */
 extern const struct upstream_ops fetch_upstream_ops;
 void fetch_end(struct fetch *f, const struct record_end *end);
+/* Ends a flight that this process owns but has no fetch for: FAILED, 503, retryable. */
+void fetch_end_unbegun(struct flights *fl, struct blocklog_writer *w, const char *code,
+                       const char *message);
 /* Has the recorder free what is finished, since there was no room in the log. */
 void fetch_ask_for_room(struct fetch *f);
 /* Tries again to log what was held. */

@@ -172,15 +172,15 @@ static enum dac_err make_join(const struct flights *fl, const struct ask *ask,
                               const struct id *turn, struct join_request *jr)
 {
     bool private = ask->bypass || ask->kind == FLIGHT_THREAD;
-    enum dac_err e = DAC_OK;
+    enum dac_err e;
 
     memset(jr, 0, sizeof *jr);
-    if (private)
-        key_private(turn, jr->key);
-    else
-        e = key_of_request(&ask->request, ask->parent, jr->key);
+    e = private ? key_private(turn, jr->key)
+                : key_of_request(&ask->request, ask->parent, jr->key);
     memcpy(jr->turn_id, turn->b, sizeof jr->turn_id);
-    key_org(ask->kind == FLIGHT_THREAD ? ask->thread.org : ask->request.org, jr->org);
+    if (e == DAC_OK)
+        e = key_org(ask->kind == FLIGHT_THREAD ? ask->thread.org : ask->request.org,
+                    jr->org);
     jr->kind = ask->kind;
     jr->provider = ask->provider;
     jr->now_ns = clock_now_ns();
@@ -249,20 +249,9 @@ static void lead(struct local_flight *lf, struct join_result *jr, struct ask *as
 /* Joined, but there is no memory for it here: an owner must still end what it owns. */
 static void drop_join(struct flights *fl, struct join_result *jr)
 {
-    struct record_end end = {.status = TURN_FAILED,
-                             .http_status = 503,
-                             .retry_after_ms = 1000,
-                             .retryable = 1};
-
-    if (jr->role == JOIN_LEADER) {
-        snprintf(end.code, sizeof end.code, "no_memory");
-        atomic_store(&flight_at(fl->shm, jr->ref.index)->ended_ns, clock_now_ns());
-        DAC_ASSERT(blocklog_append(fl->shm, &jr->writer, RECORD_END, &end, sizeof end) ==
-                   DAC_OK);
-        DAC_ASSERT(flight_advance(fl->shm, jr->ref, FLIGHT_FAILED) == DAC_OK);
-        wake_recorder(fl->shm, jr->ref.index);
-        wake_readers(fl->shm, jr->ref.index);
-    }
+    if (jr->role == JOIN_LEADER)
+        fetch_end_unbegun(fl, &jr->writer, "no_memory",
+                          "the gateway is out of memory; try again");
     if (flight_drop_reader(fl->shm, jr->ref.index))
         wake_owner(fl->shm, jr->ref.index);
 }
@@ -301,11 +290,13 @@ static enum dac_err try_join(struct flights *fl, struct member *m, struct ask *a
     count_role(fl, ask, jr.role);
     m->bypassed = ask->bypass;
     m->include_usage = ask->include_usage;
-    member_join(m, lf, jr.role);
+    /* The question is in the log before its client hears of the turn: what has a name can
+     * be gone on with. */
     if (jr.role == JOIN_LEADER)
         lead(lf, &jr, ask);
     else if (jr.role == JOIN_FOLLOWER && ask->kind == FLIGHT_TURN)
         takeover_keep_question(lf, &ask->request);
+    member_join(m, lf, jr.role);
     lf->running = false;
     local_schedule(lf);
     return DAC_OK;
@@ -425,9 +416,10 @@ static enum dac_err attach(struct flights *fl, const struct id *turn, const char
     uint8_t org_digest[16];
     struct flight_ref ref;
     struct turn_result r;
-    enum dac_err e;
+    enum dac_err e = key_org(org, org_digest);
 
-    key_org(org, org_digest);
+    if (e != DAC_OK)
+        return e;
     if (!index_find_turn(fl->shm, turn->b, &ref))
         return DAC_E_NOT_FOUND;
     const struct shm_flight *f = flight_at(fl->shm, ref.index);
@@ -452,7 +444,10 @@ static enum dac_err attach(struct flights *fl, const struct id *turn, const char
     if (e == DAC_OK && r.has_request)
         set_names(*out, &r.request);
     turn_result_free(&r);
-    return DAC_OK;
+    if (e != DAC_E_NOMEM)
+        return DAC_OK;
+    local_settle(*out);
+    return e;
 }
 
 /* The present answer: what stands behind the last RESET. The flight's word does not say

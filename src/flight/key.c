@@ -135,16 +135,24 @@ enum dac_err key_of_request(const struct turn_request *r, const char *parent,
     return e;
 }
 
-void key_private(const struct id *turn, uint8_t out[SHM_KEY_SIZE])
+/* OpenSSL takes memory for every digest. */
+static enum dac_err digest_of(const void *p, size_t n, uint8_t out[32])
+{
+    return EVP_Digest(p, n, out, NULL, EVP_sha256(), NULL) == 1 ? DAC_OK : DAC_E_NOMEM;
+}
+
+enum dac_err key_private(const struct id *turn, uint8_t out[SHM_KEY_SIZE])
 {
     uint8_t in[8 + sizeof turn->b] = "private";
     memcpy(in + 8, turn->b, sizeof turn->b);
-    DAC_ASSERT(EVP_Digest(in, sizeof in, out, NULL, EVP_sha256(), NULL) == 1);
+    return digest_of(in, sizeof in, out);
 }
 
-void key_org(const char *org, uint8_t out[16])
+enum dac_err key_org(const char *org, uint8_t out[16])
 {
     uint8_t digest[32];
-    DAC_ASSERT(EVP_Digest(org, strlen(org), digest, NULL, EVP_sha256(), NULL) == 1);
-    memcpy(out, digest, 16);
+    enum dac_err e = digest_of(org, strlen(org), digest);
+    if (e == DAC_OK)
+        memcpy(out, digest, 16);
+    return e;
 }

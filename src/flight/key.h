@@ -14,9 +14,10 @@
  * the request does not matter. DAC_E_NOMEM. */
 enum dac_err key_of_request(const struct turn_request *r, const char *parent,
                             uint8_t out[SHM_KEY_SIZE]) DAC_CHECK;
-/* A key that only the turn with this id has: for flights that are never joined. */
-void key_private(const struct id *turn, uint8_t out[SHM_KEY_SIZE]);
-/* The first half of SHA-256 of the org's name. */
-void key_org(const char *org, uint8_t out[16]);
+/* A key that only the turn with this id has: for flights that are never joined.
+ * DAC_E_NOMEM. */
+enum dac_err key_private(const struct id *turn, uint8_t out[SHM_KEY_SIZE]) DAC_CHECK;
+/* The first half of SHA-256 of the org's name. DAC_E_NOMEM. */
+enum dac_err key_org(const char *org, uint8_t out[16]) DAC_CHECK;
 
 #endif

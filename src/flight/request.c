@@ -135,7 +135,7 @@ enum dac_err turn_request_parse(const char *json, size_t n, struct turn_request 
         !get_id(o, "thread_id", &out->thread_id) ||
         !get_id(o, "last_turn_id", &out->last_turn_id) ||
         !get_buf(o, "content", &out->content) || !get_buf(o, "system", &out->system))
-        e = DAC_E_CORRUPT;
+        e = out->content.failed || out->system.failed ? DAC_E_NOMEM : DAC_E_CORRUPT;
     out->messages = json_object_get(json_object_object_get(o, "messages"));
     out->params = json_object_get(json_object_object_get(o, "params"));
     json_object_put(o);
@@ -172,7 +172,7 @@ enum dac_err thread_request_parse(const char *json, size_t n, struct thread_requ
     if (!get_text(o, "org", out->org, sizeof out->org) ||
         !get_id(o, "thread_id", &out->thread_id) || id_is_zero(&out->thread_id) ||
         !get_buf(o, "title", &out->title))
-        e = DAC_E_CORRUPT;
+        e = out->title.failed ? DAC_E_NOMEM : DAC_E_CORRUPT;
     out->created_us = json_object_get_int64(json_object_object_get(o, "created_us"));
     int op = json_object_get_int(json_object_object_get(o, "op"));
     if (op < THREAD_CREATE || op > THREAD_DELETE)

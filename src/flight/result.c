@@ -13,13 +13,26 @@
 
 static struct json_object *tool_slot(struct json_object *all, size_t index)
 {
-    while (json_object_array_length(all) <= index)
-        if (json_object_array_add(all, json_object_new_object()) != 0)
+    while (json_object_array_length(all) <= index) {
+        struct json_object *o = json_object_new_object();
+        if (!o || json_object_array_add(all, o) != 0) {
+            json_object_put(o);
             return NULL;
+        }
+    }
     return json_object_array_get_idx(all, index);
 }
 
-static void add_text(struct json_object *to, const char *name, struct json_object *piece)
+/* Sets a member; takes `v`, and frees it where there is no memory for it. */
+static bool set_member(struct json_object *to, const char *name, struct json_object *v)
+{
+    if (v && json_object_object_add(to, name, v) == 0)
+        return true;
+    json_object_put(v);
+    return false;
+}
+
+static bool add_text(struct json_object *to, const char *name, struct json_object *piece)
 {
     struct json_object *old = json_object_object_get(to, name);
     size_t a = old ? (size_t)json_object_get_string_len(old) : 0;
@@ -27,47 +40,59 @@ static void add_text(struct json_object *to, const char *name, struct json_objec
     char *joined = malloc(a + b + 1);
 
     if (!joined)
-        return;
+        return false;
     if (old)
         memcpy(joined, json_object_get_string(old), a);
     memcpy(joined + a, json_object_get_string(piece), b);
-    json_object_object_add(to, name, json_object_new_string_len(joined, (int)(a + b)));
+    bool ok = set_member(to, name, json_object_new_string_len(joined, (int)(a + b)));
     free(joined);
+    return ok;
+}
+
+/* Appends the strings of a `function`. */
+static bool merge_function(struct json_object *to, const char *name,
+                           struct json_object *piece)
+{
+    struct json_object *f = json_object_object_get(to, name);
+
+    if (!f) {
+        f = json_object_new_object();
+        if (!set_member(to, name, f))
+            return false;
+    }
+    json_object_object_foreach(piece, part, text)
+    {
+        if (json_object_is_type(text, json_type_string) && !add_text(f, part, text))
+            return false;
+    }
+    return true;
 }
 
 /* Takes one streamed element: strings of `function` are appended, other members are set.
- */
-static void merge_tool(struct json_object *all, struct json_object *piece)
+ * False: no memory. */
+static bool merge_tool(struct json_object *all, struct json_object *piece)
 {
     if (!json_object_is_type(piece, json_type_object))
-        return; /* what the provider sent was checked to be JSON, no more */
+        return true; /* what the provider sent was checked to be JSON, no more */
     int64_t index = json_object_get_int64(json_object_object_get(piece, "index"));
     if (index < 0 || index > 127)
-        return;
+        return true;
     struct json_object *to = tool_slot(all, (size_t)index);
     if (!to)
-        return;
+        return false;
     json_object_object_foreach(piece, name, value)
     {
         if (strcmp(name, "index") == 0 || !value)
             continue;
-        if (strcmp(name, "function") != 0) {
-            json_object_object_add(to, name, json_object_get(value));
-            continue;
-        }
-        if (!json_object_is_type(value, json_type_object))
-            continue;
-        struct json_object *f = json_object_object_get(to, name);
-        if (!f) {
-            f = json_object_new_object();
-            json_object_object_add(to, name, f);
-        }
-        json_object_object_foreach(value, part, text)
-        {
-            if (json_object_is_type(text, json_type_string))
-                add_text(f, part, text);
-        }
+        bool ok = true;
+        if (strcmp(name, "function") != 0)
+            ok = set_member(to, name, json_object_get(value));
+        else if (json_object_is_type(value, json_type_object))
+            ok = merge_function(to, name, value);
+        if (!ok)
+            return false;
     }
+    return true;
 }
 
 struct reading {
@@ -89,11 +114,12 @@ static enum dac_err take_tools(struct reading *rd, const void *payload, size_t n
         return DAC_E_CORRUPT;
     if (!rd->tools)
         rd->tools = json_object_new_array();
-    if (rd->tools && json_object_is_type(pieces, json_type_array))
-        for (size_t i = 0; i < json_object_array_length(pieces); i++)
-            merge_tool(rd->tools, json_object_array_get_idx(pieces, i));
+    bool ok = rd->tools != NULL;
+    if (ok && json_object_is_type(pieces, json_type_array))
+        for (size_t i = 0; ok && i < json_object_array_length(pieces); i++)
+            ok = merge_tool(rd->tools, json_object_array_get_idx(pieces, i));
     json_object_put(pieces);
-    return rd->tools ? DAC_OK : DAC_E_NOMEM;
+    return ok ? DAC_OK : DAC_E_NOMEM;
 }
 
 static enum dac_err fixed(void *to, size_t size, const void *payload, size_t n)
@@ -194,6 +220,8 @@ enum dac_err turn_result_read(const struct shm *shm, struct flight_ref ref,
         e = DAC_OK;
     if (e == DAC_OK && rd.tools)
         json_put_object(&out->tools, rd.tools);
+    if (out->tools.failed)
+        e = DAC_E_NOMEM;
     json_object_put(rd.tools);
     free(rd.scratch);
     out->end.finish_reason[sizeof out->end.finish_reason - 1] = '\0';

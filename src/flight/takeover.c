@@ -97,7 +97,7 @@ static enum dac_err log_reset(struct local_flight *lf, struct blocklog_writer *w
     return e;
 }
 
-static void ask_again(struct local_flight *lf, struct remains *left,
+static void ask_again(struct local_flight *lf, struct fetch *fetch, struct remains *left,
                       struct blocklog_writer *w)
 {
     struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
@@ -112,7 +112,7 @@ static void ask_again(struct local_flight *lf, struct remains *left,
     atomic_store_explicit(&f->fetch_ns, 0, memory_order_relaxed);
     atomic_store_explicit(&f->queued_ns, clock_now_ns(), memory_order_relaxed);
     shm_count(lf->fl->shm, SHM_C_takeovers, 1);
-    fetch_resume(lf, w, &left->request, provider);
+    fetch_resume(lf, fetch, w, &left->request, provider);
     if (e != DAC_OK && lf->fetch)
         fetch_fail(lf->fetch, 503, "no_room", "no room to begin the answer anew");
     wake_readers(lf->fl->shm, lf->ref.index);
@@ -123,50 +123,52 @@ static void ask_again(struct local_flight *lf, struct remains *left,
  * be written, and its readers find that out themselves. */
 static void end_failed(struct local_flight *lf, struct blocklog_writer *w)
 {
-    struct record_end end = {.status = TURN_FAILED,
-                             .http_status = 503,
-                             .retry_after_ms = 1000,
-                             .retryable = 1};
     struct shm *shm = lf->fl->shm;
 
-    snprintf(end.code, sizeof end.code, "fetcher_died");
-    snprintf(end.message, sizeof end.message,
-             "the process that fetched this answer died");
-    atomic_store(&flight_at(shm, lf->ref.index)->ended_ns, clock_now_ns());
-    if (!w || blocklog_append(shm, w, RECORD_END, &end, sizeof end) != DAC_OK)
+    if (w) {
+        fetch_end_unbegun(lf->fl, w, "fetcher_died",
+                          "the process that fetched this answer died");
+    } else {
         log_error(0, "flight %u: its log is damaged", lf->ref.index);
-    DAC_ASSERT(flight_advance(shm, lf->ref, FLIGHT_FAILED) == DAC_OK);
-    wake_recorder(shm, lf->ref.index);
-    wake_readers(shm, lf->ref.index);
+        atomic_store(&flight_at(shm, lf->ref.index)->ended_ns, clock_now_ns());
+        DAC_ASSERT(flight_advance(shm, lf->ref, FLIGHT_FAILED) == DAC_OK);
+        wake_recorder(shm, lf->ref.index);
+        wake_readers(shm, lf->ref.index);
+    }
     local_schedule(lf);
 }
 
-/* The flight is ours now, CLAIMED: whatever is wrong from here on ends it. */
-static void take_over(struct local_flight *lf)
+/* The flight is ours now, CLAIMED: whatever is wrong from here on ends it, or gives it
+ * back. Returns whether `fetch` is in use. */
+static bool take_over(struct local_flight *lf, struct fetch *fetch, struct remains *left,
+                      enum dac_err readable)
 {
     struct shm *shm = lf->fl->shm;
     uint32_t provider = atomic_load(&flight_at(shm, lf->ref.index)->provider);
     struct blocklog_writer w;
-    struct remains left;
+    enum dac_err e = blocklog_open(shm, lf->ref, &w);
 
-    if (blocklog_open(shm, lf->ref, &w) != DAC_OK) {
+    if (e == DAC_E_FULL) { /* of blocks for END: nobody could be told */
+        log_warn(0, "flight %u: could not be taken over: %s", lf->ref.index,
+                 dac_err_text(e));
+        flight_give_back(shm, lf->ref);
+    } else if (e != DAC_OK) {
         end_failed(lf, NULL);
-        return;
-    }
-    enum dac_err e = read_remains(lf, &left);
-    if (e != DAC_OK || provider >= lf->fl->config->provider_count) {
+    } else if (readable != DAC_OK || provider >= lf->fl->config->provider_count) {
         end_failed(lf, &w);
-    } else if (left.has_request) {
+    } else if (left->has_request) {
         DAC_ASSERT(flight_advance(shm, lf->ref, FLIGHT_QUEUED) == DAC_OK);
-        ask_again(lf, &left, &w);
+        ask_again(lf, fetch, left, &w);
+        return true;
     } else if (lf->question) {
         shm_count(shm, SHM_C_takeovers, 1);
-        fetch_new(lf, &w, lf->question, provider);
+        fetch_begin(lf, fetch, &w, lf->question, provider);
         takeover_drop_question(lf);
+        return true;
     } else {
         end_failed(lf, &w);
     }
-    turn_request_free(&left.request);
+    return false;
 }
 
 void takeover_keep_question(struct local_flight *lf, struct turn_request *question)
@@ -228,9 +230,18 @@ void takeover_try(struct local_flight *lf)
         wake_recorder(fl->shm, lf->ref.index);
     if (!able || !is_unfinished(lf))
         return;
-    if (flight_adopt(fl->shm, lf->ref, FLIGHT_CLAIMED) != DAC_OK)
-        return;
-    CRASH_POINT("takeover_adopted");
-    log_info(0, "flight %u: taken over, generation %u", lf->ref.index, w.generation + 1u);
-    take_over(lf);
+    /* All that takes memory comes first: without it another worker may do better. */
+    struct fetch *fetch = fetch_alloc(fl);
+    struct remains left;
+    enum dac_err e = read_remains(lf, &left);
+    if (fetch && e != DAC_E_NOMEM &&
+        flight_adopt(fl->shm, lf->ref, FLIGHT_CLAIMED) == DAC_OK) {
+        CRASH_POINT("takeover_adopted");
+        log_info(0, "flight %u: taken over, generation %u", lf->ref.index,
+                 w.generation + 1u);
+        if (take_over(lf, fetch, &left, e))
+            fetch = NULL;
+    }
+    fetch_discard(fetch);
+    turn_request_free(&left.request);
 }

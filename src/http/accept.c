@@ -46,6 +46,20 @@ void accept_resume(int fd, short what, void *arg)
     event_add(&l->ev, NULL);
 }
 
+void accept_tick(struct http_server *s)
+{
+    struct listener *l;
+
+    if (s->accept_paused) {
+        if (!event_pending(&s->ev_accept, EV_TIMEOUT, NULL))
+            accept_resume(-1, EV_TIMEOUT, s);
+        return;
+    }
+    SLIST_FOREACH(l, &s->listeners, link)
+    if (!event_pending(&l->ev, EV_READ, NULL))
+        event_add(&l->ev, NULL);
+}
+
 static void on_acceptable(int fd, short what, void *arg)
 {
     struct listener *l = arg;

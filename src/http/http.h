@@ -103,6 +103,13 @@ void http_server_unlisten(struct http_server *s, int fd);
  * head is still to be sent). A connection in the middle of a request head or body is
  * served. */
 void http_server_drain(struct http_server *s);
+/* The same, but idle connections stay for now and may ask once more: for a server that
+ * others replace, so that who just connected, or asks at this moment, is answered.
+ * http_server_drain() closes them later. */
+void http_server_retire(struct http_server *s);
+/* To be called now and then by its owner: makes up for timers and events that found no
+ * memory. */
+void http_server_tick(struct http_server *s);
 /* Open connections, for "is the drain over". */
 size_t http_server_connections(const struct http_server *s);
 /* Changes limits in place. Sizes hold from the next request on, times at once. */

@@ -165,6 +165,7 @@ struct http_server {
 /* Timer callback that ends a pause. */
 void accept_resume(int fd, short what, void *server);
 void accept_stop_all(struct http_server *s);
+void accept_tick(struct http_server *s);
 
 /* --- server.c ---------------------------------------------------------------------- */
 

@@ -34,8 +34,9 @@ void server_turn(struct http_server *s)
 {
     static const struct timeval now = {0, 0};
 
-    if (!event_pending(&s->ev_turn, EV_TIMEOUT, NULL))
-        event_add(&s->ev_turn, &now);
+    if (!event_pending(&s->ev_turn, EV_TIMEOUT, NULL) &&
+        event_add(&s->ev_turn, &now) != 0) /* no memory for the timer */
+        event_active(&s->ev_turn, EV_TIMEOUT, 0);
 }
 
 /* Work that a callback here queues anew waits for the next turn, so the loop polls
@@ -117,6 +118,17 @@ static void on_sweep(int fd, short what, void *arg)
         server_sweep(s);
 }
 
+void http_server_tick(struct http_server *s)
+{
+    bool waiting = false;
+
+    for (enum conn_wait w = WAIT_NONE + 1; w < WAIT_COUNT; w++)
+        waiting = waiting || !TAILQ_EMPTY(&s->waits[w]);
+    if (waiting)
+        server_sweep(s);
+    accept_tick(s);
+}
+
 enum dac_err http_server_new(struct event_base *base,
                              const struct http_server_options *opt,
                              struct http_server **out)
@@ -160,12 +172,17 @@ void http_server_free(struct http_server *s)
     free(s);
 }
 
+void http_server_retire(struct http_server *s)
+{
+    s->draining = true;
+    accept_stop_all(s);
+}
+
 void http_server_drain(struct http_server *s)
 {
     struct conn *next;
 
-    s->draining = true;
-    accept_stop_all(s);
+    http_server_retire(s);
     for (struct conn *c = TAILQ_FIRST(&s->waits[WAIT_KEEPALIVE]); c; c = next) {
         next = TAILQ_NEXT(c, link);
         conn_drain(c);

@@ -1,17 +1,15 @@
 /*
- * The master's loop and the order in which a service starts and stops:
+ * The master's loop: signals, reports, deaths and ticks go to the generations, of which
+ * there is one (generation.h), or two while the segment is renewed (renew.h).
  *
- *   RECORDER  the recorder opens the store and migrates it
- *   WORKERS   workers start; all accept -> "ready"
- *   READY     serving; children that die are started again
- *   DRAIN     stop was asked: sockets closed, workers end their streams and go
- *   STORE     no worker is left: the recorder stores the rest and goes
- *   OVER      segment and sockets are removed
+ *   starting  the first generation comes up -> "ready"
+ *   serving   children that die are started again
+ *   stopping  sockets are closed, all generations drain; segment and sockets are removed
  *
- * A second signal stops at once: workers are killed, the recorder has STORE_HURRY_NS for
- * what has ended. A child that says that it cannot go on leads to DRAIN as well. Signals
- * are blocked and read from a signalfd, so nothing happens in handlers; time is counted
- * in ticks.
+ * A second signal stops at once: workers are killed, the recorder has little time for
+ * what has ended. A child that says that it cannot go on stops the service as well.
+ * Signals are blocked and read from a signalfd, so nothing happens in handlers; time is
+ * counted in ticks.
  */
 #include "process/master.h"
 
@@ -22,6 +20,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/signalfd.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -29,68 +28,49 @@
 #include "base/log.h"
 #include "process/limits.h"
 #include "process/notify.h"
-#include "process/supervise.h"
+#include "process/renew.h"
 #include "process/title.h"
 
-#define REBIND_NS      (3 * NS_PER_S) /* a killed master's workers close their sockets */
-#define DYING_NS       (500 * NS_PER_MS) /* a killed master has not let go of its lock yet */
-#define DRAIN_EXTRA_NS (5 * NS_PER_S)    /* beyond drain_timeout, then SIGKILL */
-#define STORE_EXTRA_NS (5 * NS_PER_S)    /* beyond done_timeout, then SIGKILL */
-#define STORE_HURRY_NS (2 * NS_PER_S)
-#define STORE_TRIES    3   /* recorders started to store the rest, if one dies doing so */
-#define OWN_FILES      160 /* eventfds, sockets and files of a worker beside its clients */
-
-enum phase {
-    PHASE_RECORDER,
-    PHASE_WORKERS,
-    PHASE_READY,
-    PHASE_DRAIN,
-    PHASE_STORE,
-    PHASE_OVER
-};
+#define REBIND_NS (3 * NS_PER_S)    /* a killed master's workers close their sockets */
+#define DYING_NS  (500 * NS_PER_MS) /* a killed master has not let go of its lock yet */
+#define OWN_FILES 160 /* eventfds, sockets and files of a worker beside its clients */
 
 struct master {
     const struct config *cfg;
-    struct shm shm;
     struct listeners listeners;
     struct privileges privileges;
-    struct supervisor sup;
+    struct generations gens;
+    struct generation_parts parts;
+    struct renewal renewal;
     int signal_fd;
-    enum phase phase;
-    uint64_t phase_since_ns;
     uint64_t next_tick_ns;
-    bool hurry; /* a second signal came */
-    int store_tries;
+    bool ready;    /* it was */
+    bool stopping; /* all generations drain */
+    bool hurry;    /* a second signal came */
     int exit_code;
 };
+
+/* Each generation that is in use, in turn. */
+#define FOR_EACH_GENERATION(g, m)                                                        \
+    for (struct generation *g = generation_next(&(m)->gens, NULL); g;                    \
+         g = generation_next(&(m)->gens, g))
 
 /* --- stopping -------------------------------------------------------------------------
  */
 
-static void enter(struct master *m, enum phase phase, uint64_t now_ns)
+static void begin_stop(struct master *m, uint64_t now_ns)
 {
-    m->phase = phase;
-    m->phase_since_ns = now_ns;
-}
+    uint32_t workers = 0;
 
-static void begin_drain(struct master *m, uint64_t now_ns)
-{
     notify_send("STOPPING=1");
-    log_info(0, "stopping: %" PRIu32 " workers have %.0f s to end their streams",
-             supervise_alive(&m->sup, SLOT_WORKER),
+    m->stopping = true;
+    FOR_EACH_GENERATION(g, m)
+    workers += supervise_alive(&g->sup, SLOT_WORKER);
+    log_info(0, "stopping: %" PRIu32 " workers have %.0f s to end their streams", workers,
              (double)m->cfg->drain_timeout_ns / (double)NS_PER_S);
-    atomic_store(&m->shm.hdr->draining, 1);
     listeners_remove(&m->listeners);
-    supervise_want(&m->sup, SLOT_WORKER, false);
-    supervise_signal(&m->sup, SLOT_WORKER, SIGTERM);
-    enter(m, PHASE_DRAIN, now_ns);
-}
-
-static void begin_store(struct master *m, uint64_t now_ns)
-{
-    supervise_want(&m->sup, SLOT_RECORDER, false);
-    supervise_signal(&m->sup, SLOT_RECORDER, SIGTERM);
-    enter(m, PHASE_STORE, now_ns);
+    FOR_EACH_GENERATION(g, m)
+    generation_drain(g, true, now_ns);
 }
 
 static void stop_now(struct master *m, uint64_t now_ns)
@@ -99,47 +79,24 @@ static void stop_now(struct master *m, uint64_t now_ns)
         return;
     log_warn(0, "stopping at once");
     m->hurry = true;
-    if (m->phase == PHASE_STORE)
-        m->phase_since_ns = now_ns;
-    supervise_signal(&m->sup, SLOT_WORKER, SIGKILL);
+    FOR_EACH_GENERATION(g, m)
+    generation_hurry(g, now_ns);
 }
 
-static void step_drain(struct master *m, uint64_t now_ns)
+/* Whether all has ended. What a generation did not store makes the exit code. */
+static bool is_over(struct master *m)
 {
-    if (supervise_alive(&m->sup, SLOT_WORKER) == 0) {
-        begin_store(m, now_ns);
-    } else if (now_ns - m->phase_since_ns > m->cfg->drain_timeout_ns + DRAIN_EXTRA_NS) {
-        log_error(0, "workers did not end in time; killing them");
-        supervise_signal(&m->sup, SLOT_WORKER, SIGKILL);
-        m->phase_since_ns = now_ns;
-    }
-}
+    bool unstored = m->renewal.unstored;
 
-/* The recorder stores the rest. One that dies over it is followed by another, since a
- * death must not cost what is in shared memory. */
-static void step_store(struct master *m, uint64_t now_ns)
-{
-    uint64_t limit = m->hurry ? STORE_HURRY_NS : m->cfg->done_timeout_ns + STORE_EXTRA_NS;
-
-    if (supervise_alive(&m->sup, SLOT_RECORDER) > 0) {
-        if (now_ns - m->phase_since_ns > limit) {
-            log_error(0, "the recorder did not end in time; turns may be lost");
-            supervise_signal(&m->sup, SLOT_RECORDER, SIGKILL);
-            m->store_tries = STORE_TRIES;
-            m->phase_since_ns = now_ns;
-        }
-        return;
+    FOR_EACH_GENERATION(g, m)
+    {
+        if (g->phase != GENERATION_OVER)
+            return false;
+        unstored = unstored || g->unstored;
     }
-    if (m->sup.recorder.crashed && !m->hurry && ++m->store_tries < STORE_TRIES) {
-        m->sup.recorder.start_at_ns = now_ns;
-        supervise_want(&m->sup, SLOT_RECORDER, true);
-        supervise_start(&m->sup, now_ns);
-        begin_store(m, now_ns);
-        return;
-    }
-    if (m->exit_code == EXIT_OK && m->sup.recorder.exit_code != EXIT_OK)
+    if (m->exit_code == EXIT_OK && unstored)
         m->exit_code = EXIT_START;
-    enter(m, PHASE_OVER, now_ns);
+    return true;
 }
 
 /* --- the loop -------------------------------------------------------------------------
@@ -147,21 +104,19 @@ static void step_store(struct master *m, uint64_t now_ns)
 
 static void on_signal(struct master *m, uint32_t signo, uint64_t now_ns)
 {
-    bool stopping = m->phase >= PHASE_DRAIN;
-
     switch (signo) {
     case SIGTERM:
     case SIGINT:
         log_info(0, "received %s", signo == SIGTERM ? "SIGTERM" : "SIGINT");
-        if (stopping)
+        if (m->stopping)
             stop_now(m, now_ns);
         else
-            begin_drain(m, now_ns);
+            begin_stop(m, now_ns);
         break;
     case SIGQUIT:
         log_info(0, "received SIGQUIT");
-        if (!stopping)
-            begin_drain(m, now_ns);
+        if (!m->stopping)
+            begin_stop(m, now_ns);
         stop_now(m, now_ns);
         break;
     case SIGHUP:
@@ -181,23 +136,45 @@ static void read_signals(struct master *m, uint64_t now_ns)
         on_signal(m, info.ssi_signo, now_ns);
 }
 
-static void wait_for_events(const struct master *m)
+static void wait_for_events(struct master *m)
 {
-    struct pollfd fds[] = {{.fd = m->signal_fd, .events = POLLIN},
-                           {.fd = m->sup.report_read, .events = POLLIN}};
-    uint64_t until = supervise_next_start(&m->sup);
+    struct pollfd fds[1 + DAC_ARRAY_LEN(m->gens.all)] = {
+        {.fd = m->signal_fd, .events = POLLIN}};
     uint64_t now = clock_now_ns();
+    uint64_t until = renew_next(&m->renewal, now);
     uint64_t wait_ns;
+    nfds_t n = 1;
 
+    FOR_EACH_GENERATION(g, m)
+    {
+        fds[n++] = (struct pollfd){.fd = g->sup.report_read, .events = POLLIN};
+        if (supervise_next_start(&g->sup) < until)
+            until = supervise_next_start(&g->sup);
+    }
     if (m->next_tick_ns < until)
         until = m->next_tick_ns;
     wait_ns = until > now ? until - now : 0;
-    if (poll(fds, DAC_ARRAY_LEN(fds), (int)((wait_ns + NS_PER_MS - 1) / NS_PER_MS)) < 0 &&
-        errno != EINTR)
+    if (poll(fds, n, (int)((wait_ns + NS_PER_MS - 1) / NS_PER_MS)) < 0 && errno != EINTR)
         log_error(errno, "poll");
 }
 
-static void become_ready(struct master *m, uint64_t now_ns)
+/* Each dead child is one of some generation's, or a stranger: as process 1 of a container
+ * one inherits orphans. */
+static void reap(struct master *m, uint64_t now_ns)
+{
+    pid_t pid;
+    int status;
+
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        FOR_EACH_GENERATION(g, m)
+        {
+            if (supervise_reaped(&g->sup, pid, status, now_ns))
+                break;
+        }
+    }
+}
+
+static void become_ready(struct master *m)
 {
     char text[512] = "";
     size_t len = 0;
@@ -205,60 +182,54 @@ static void become_ready(struct master *m, uint64_t now_ns)
     for (size_t i = 0; i < m->listeners.count && len < sizeof(text); i++)
         len += (size_t)snprintf(text + len, sizeof(text) - len, "%s%s", i > 0 ? ", " : "",
                                 m->listeners.items[i].text);
-    m->sup.starting = false;
     log_info(0, "ready: %" PRIu32 " worker%s, listening on %s", m->cfg->workers,
              m->cfg->workers == 1 ? "" : "s", text);
     notify_send("READY=1");
-    enter(m, PHASE_READY, now_ns);
+    m->ready = true;
 }
 
 static void step(struct master *m, uint64_t now_ns)
 {
-    if (m->sup.fatal[0] && m->phase < PHASE_DRAIN) {
-        log_error(0, "the service cannot go on: %s", m->sup.fatal);
+    const struct generation *serving = m->gens.serving;
+
+    if (serving->sup.fatal[0] && !m->stopping) {
+        log_error(0, "the service cannot go on: %s", serving->sup.fatal);
         m->exit_code = EXIT_FATAL;
-        begin_drain(m, now_ns);
+        begin_stop(m, now_ns);
     }
-    switch (m->phase) {
-    case PHASE_RECORDER:
-        if (supervise_ready(&m->sup, SLOT_RECORDER) == 0)
-            break;
-        supervise_want(&m->sup, SLOT_WORKER, true);
-        enter(m, PHASE_WORKERS, now_ns);
-        break;
-    case PHASE_WORKERS:
-        if (supervise_ready(&m->sup, SLOT_WORKER) == m->cfg->workers)
-            become_ready(m, now_ns);
-        break;
-    case PHASE_DRAIN:
-        step_drain(m, now_ns);
-        break;
-    case PHASE_STORE:
-        step_store(m, now_ns);
-        break;
-    case PHASE_READY:
-    case PHASE_OVER:
-        break;
-    }
+    FOR_EACH_GENERATION(g, m)
+    generation_step(g, now_ns);
+    if (m->stopping)
+        return;
+    if (!m->ready && serving->phase == GENERATION_READY)
+        become_ready(m);
+    renew_step(&m->renewal, now_ns);
+}
+
+static void tick(struct master *m, uint64_t now_ns)
+{
+    if (now_ns < m->next_tick_ns)
+        return;
+    FOR_EACH_GENERATION(g, m)
+    supervise_tick(&g->sup);
+    renew_tick(&m->renewal, now_ns);
+    m->next_tick_ns = now_ns + BEAT_NS;
 }
 
 static void loop(struct master *m)
 {
     uint64_t now = clock_now_ns();
 
-    supervise_want(&m->sup, SLOT_RECORDER, true);
-    enter(m, PHASE_RECORDER, now);
-    while (m->phase != PHASE_OVER) {
-        supervise_start(&m->sup, now);
+    while (!m->stopping || !is_over(m)) {
+        FOR_EACH_GENERATION(g, m)
+        supervise_start(&g->sup, now);
         wait_for_events(m);
         now = clock_now_ns();
         read_signals(m, now);
-        supervise_read_reports(&m->sup);
-        supervise_reap(&m->sup, now);
-        if (now >= m->next_tick_ns) {
-            supervise_tick(&m->sup);
-            m->next_tick_ns = now + BEAT_NS;
-        }
+        FOR_EACH_GENERATION(g, m)
+        supervise_read_reports(&g->sup);
+        reap(m, now);
+        tick(m, now);
         step(m, now);
     }
 }
@@ -285,7 +256,7 @@ static enum dac_err block_signals(struct master *m)
 
 static void log_sizes(const struct master *m, const struct shm_options *opt)
 {
-    const struct shm_header *hdr = m->shm.hdr;
+    const struct shm *shm = &m->gens.serving->shm;
     struct shm_plan plan;
     char why[256];
 
@@ -295,38 +266,24 @@ static void log_sizes(const struct master *m, const struct shm_options *opt)
              "instance %s: %.1f MiB of shared memory, %" PRIu32
              " flights of at least %" PRIu64 " bytes each, %" PRIu32 " blocks of %" PRIu32
              " bytes",
-             m->cfg->name, (double)m->shm.size / 1048576.0, hdr->flight_count,
-             plan.bytes_per_flight, hdr->block_count, hdr->block_size);
+             m->cfg->name, (double)shm->size / 1048576.0, shm->hdr->flight_count,
+             plan.bytes_per_flight, shm->hdr->block_count, shm->hdr->block_size);
 }
 
 /* The segment; a name that a living instance has means a port that it has, most often. */
 static enum dac_err make_segment(struct master *m, bool *replaced)
 {
-    struct shm_provider_limits limits[SHM_PROVIDERS_MAX];
-    struct shm_options opt = {.name = m->cfg->name,
-                              .size = m->cfg->shm_size_bytes,
-                              .max_flights = m->cfg->max_flights,
-                              .flight_max_bytes = m->cfg->flight_max_bytes,
-                              .providers = limits,
-                              .provider_count = (uint32_t)m->cfg->provider_count,
-                              .owner_uid = m->privileges.uid,
-                              .owner_gid = m->privileges.gid};
+    struct generation_memory memory;
     const struct timespec step = {.tv_nsec = 20 * NS_PER_MS};
     const char *in_use;
     char why[512] = "";
     uint64_t deadline;
     enum dac_err e;
 
-    for (size_t i = 0; i < m->cfg->provider_count; i++) {
-        const struct config_provider *p = &m->cfg->providers[i];
-        limits[i] = (struct shm_provider_limits){.name = p->name,
-                                                 .rps = p->rps,
-                                                 .burst = p->burst,
-                                                 .concurrency = p->concurrency};
-    }
+    generation_memory(m->cfg, &m->privileges, &memory);
     deadline = clock_now_ns() + DYING_NS;
-    while ((e = segment_create(&opt, &m->shm, replaced, why, sizeof(why))) ==
-               DAC_E_EXISTS &&
+    while ((e = segment_create(&memory.options, &m->gens.serving->shm, replaced, why,
+                               sizeof(why))) == DAC_E_EXISTS &&
            clock_now_ns() < deadline)
         nanosleep(&step, NULL);
     in_use = e == DAC_E_EXISTS ? listeners_in_use(m->cfg) : NULL;
@@ -339,12 +296,27 @@ static enum dac_err make_segment(struct master *m, bool *replaced)
     if (*replaced)
         log_warn(0, "instance %s was killed before: its shared memory is replaced",
                  m->cfg->name);
-    log_sizes(m, &opt);
+    log_sizes(m, &memory.options);
     return DAC_OK;
 }
 
-/* Sockets and what children need. The segment exists. */
-static enum dac_err make_children_ready(struct master *m, bool replaced)
+/* In a child: what belongs to the other generation and to the master. */
+static void forget_others(void *arg, const struct supervisor *s)
+{
+    struct master *m = arg;
+
+    close(m->signal_fd);
+    FOR_EACH_GENERATION(g, m)
+    {
+        if (&g->sup == s)
+            continue;
+        supervise_free(&g->sup);
+        segment_detach(&g->shm);
+    }
+}
+
+/* Sockets and children. The segment exists. */
+static enum dac_err start(struct master *m, bool replaced)
 {
     char why[512] = "";
     enum dac_err e;
@@ -354,18 +326,19 @@ static enum dac_err make_children_ready(struct master *m, bool replaced)
         log_error(0, "%s", why);
         return e;
     }
-    m->sup.shm = &m->shm;
-    m->sup.config = m->cfg;
-    m->sup.listeners = &m->listeners;
-    m->sup.privileges = &m->privileges;
-    e = supervise_init(&m->sup, m->cfg->workers, m->cfg->watchdog_timeout_ns);
+    m->parts = (struct generation_parts){.config = m->cfg,
+                                         .listeners = &m->listeners,
+                                         .privileges = &m->privileges,
+                                         .in_child = forget_others,
+                                         .in_child_arg = m};
+    m->renewal.gens = &m->gens;
+    m->renewal.parts = &m->parts;
+    e = generation_start(m->gens.serving, &m->parts, clock_now_ns());
     if (e != DAC_OK) {
         log_error(errno, "could not make a pipe for the children's reports");
         listeners_remove(&m->listeners);
-        return e;
     }
-    atomic_store(&m->shm.hdr->worker_count, m->cfg->workers);
-    return DAC_OK;
+    return e;
 }
 
 int master_run(const struct config *cfg)
@@ -389,15 +362,18 @@ int master_run(const struct config *cfg)
         log_error(0, "%s", why);
         goto out;
     }
+    m.gens.serving = &m.gens.all[0];
     if (make_segment(&m, &replaced) != DAC_OK)
         goto out;
-    if (make_children_ready(&m, replaced) == DAC_OK) {
+    if (start(&m, replaced) == DAC_OK) {
         loop(&m);
         log_info(0, "stopped");
         rc = m.exit_code;
-        supervise_free(&m.sup);
     }
-    segment_destroy(&m.shm);
+    for (size_t i = 0; i < DAC_ARRAY_LEN(m.gens.all); i++) {
+        if (m.gens.all[i].shm.hdr)
+            generation_free(&m.gens.all[i]);
+    }
 out:
     if (m.signal_fd >= 0)
         close(m.signal_fd);

@@ -16,6 +16,7 @@
 #include "process/recorder_state.h"
 #include "shm/blocklog.h"
 #include "shm/crash.h"
+#include "shm/index.h"
 #include "shm/wake.h"
 
 #define TAKEOVER_WAIT_NS                                                                 \
@@ -65,6 +66,32 @@ static enum dac_err append_end(struct recorder *r, struct flight_ref ref,
     return blocklog_append(r->shm, &w, RECORD_END, end, sizeof(*end));
 }
 
+/* An orphan without a question that nobody reads ends, but a newcomer may be about to
+ * join it and to bring the question: so it is closed under its bucket's lock, or not at
+ * all. */
+static bool may_still_be_led(struct recorder *r, struct flight_ref ref)
+{
+    enum dac_err e = index_abandon(r->shm, ref);
+
+    return e == DAC_E_STATE || e == DAC_E_BUSY;
+}
+
+/* Whether one of its readers that did not decline has not beaten lately: stopped, it can
+ * say nothing. It goes on, or the watchdog ends it and its clients come back. */
+static bool a_reader_stands_still(const struct recorder *r, uint32_t flight,
+                                  uint64_t now_ns)
+{
+    uint64_t open = flight_readers(r->shm, flight) &
+                    ~atomic_load(&flight_at(r->shm, flight)->declined);
+
+    for (uint32_t slot = 0; slot < SHM_SLOTS; slot++) {
+        if ((open >> slot & 1) != 0 &&
+            now_ns > atomic_load(&r->shm->slots[slot].beat_ns) + 2 * BEAT_NS)
+            return true;
+    }
+    return false;
+}
+
 /* A flight may yet be taken over: by a worker that reads it, which says so if it cannot,
  * or by a client that comes back or comes new within reconnect_grace. Its question is in
  * the log, or its readers have it. */
@@ -82,7 +109,8 @@ bool recorder_leaves_orphan(struct recorder *r, uint32_t flight, struct flight_w
         note->orphan_read_ns = 0;
         over = now > atomic_load(&f->lost_ns) + cfg->reconnect_grace_ns;
     } else {
-        if (note->orphan_read_ns == 0 || note->orphan_word != flight_pack(w)) {
+        if (note->orphan_read_ns == 0 || note->orphan_word != flight_pack(w) ||
+            a_reader_stands_still(r, flight, now)) {
             note->orphan_read_ns = now;
             note->orphan_word = flight_pack(w);
         }
@@ -94,7 +122,9 @@ bool recorder_leaves_orphan(struct recorder *r, uint32_t flight, struct flight_w
         r->stopping_ns != 0)
         return false;
     struct log_view view = view_log(r, ref);
-    return !view.has_end && (view.has_request || !unread);
+    if (!view.has_end && !view.has_request && unread)
+        return may_still_be_led(r, ref);
+    return !view.has_end;
 }
 
 bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word w)

@@ -87,8 +87,11 @@ _Noreturn static void run_child(struct supervisor *s, const struct child *c, pid
                                 .slot = c->slot,
                                 .ordinal = c->ordinal,
                                 .starting = s->starting};
-    int rc = child_enter(&ctx);
+    int rc;
 
+    if (s->in_child)
+        s->in_child(s->in_child_arg, s);
+    rc = child_enter(&ctx);
     close(s->report_read);
     if (rc == EXIT_OK)
         rc = c->kind == SLOT_WORKER ? worker_run(&ctx) : recorder_run(&ctx);
@@ -277,19 +280,15 @@ static void bury(struct supervisor *s, struct child *c, int status, uint64_t now
     c->ready = false;
 }
 
-void supervise_reap(struct supervisor *s, uint64_t now_ns)
+bool supervise_reaped(struct supervisor *s, pid_t pid, int status, uint64_t now_ns)
 {
-    struct child *c;
-    pid_t pid;
-    int status;
+    struct child *c = child_of_pid(s, pid);
 
-    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-        c = child_of_pid(s, pid);
-        if (!c)
-            continue; /* a stranger: as process 1 of a container one inherits orphans */
-        supervise_read_reports(s); /* its last words are in the pipe now */
-        bury(s, c, status, now_ns);
-    }
+    if (!c)
+        return false;
+    supervise_read_reports(s); /* its last words are in the pipe now */
+    bury(s, c, status, now_ns);
+    return true;
 }
 
 /* --- the rest -------------------------------------------------------------------------

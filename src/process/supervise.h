@@ -34,11 +34,17 @@ struct child {
     uint32_t silent_ticks; /* master's ticks since it grew */
 };
 
+struct supervisor;
+/* Runs first in each child of `s`: gives up what the child has inherited of others. */
+typedef void child_hook(void *arg, const struct supervisor *s);
+
 struct supervisor {
     struct shm *shm;
     const struct config *config;
     struct listeners *listeners;
     const struct privileges *privileges;
+    child_hook *in_child; /* NULL: nothing */
+    void *in_child_arg;
     int report_read, report_write; /* a pipe, both ends non-blocking */
     uint32_t worker_count;
     bool starting;        /* the service was not ready yet */
@@ -63,8 +69,8 @@ void supervise_start(struct supervisor *s, uint64_t now_ns);
 uint64_t supervise_next_start(const struct supervisor *s);
 /* Reads what children reported. */
 void supervise_read_reports(struct supervisor *s);
-/* Reaps all that died, sweeps and plans their successors. */
-void supervise_reap(struct supervisor *s, uint64_t now_ns);
+/* After waitpid(): if that was a child of `s`, sweeps and plans its successor. */
+bool supervise_reaped(struct supervisor *s, pid_t pid, int status, uint64_t now_ns);
 /* Every BEAT_NS: the watchdog, and counting anew. */
 void supervise_tick(struct supervisor *s);
 /* Sends a signal to all children of a kind. */

@@ -2,7 +2,7 @@
  * Silence is counted in the master's own ticks, never in differences of clocks: if the
  * whole machine was suspended, or the master itself was stopped, nobody seems to have
  * been silent. A recorder that starts is left alone, since a migration may take as long
- * as it needs.
+ * as it needs, but not one that was stopped.
  *
  * Master only.
  */
@@ -10,9 +10,19 @@
 
 #include <inttypes.h>
 #include <signal.h>
+#include <sys/wait.h>
 
 #include "base/log.h"
 #include "shm/slot.h"
+
+/* Whether a signal stopped it and none has continued it yet. */
+static bool is_stopped(pid_t pid)
+{
+    siginfo_t info = {0};
+
+    return waitid(P_PID, (id_t)pid, &info, WSTOPPED | WNOHANG | WNOWAIT) == 0 &&
+           info.si_pid == pid;
+}
 
 /* Counts one tick; whether the child has been silent too long. */
 static bool is_silent(const struct supervisor *s, struct child *c)
@@ -25,7 +35,8 @@ static bool is_silent(const struct supervisor *s, struct child *c)
         c->silent_ticks = 0;
         return false;
     }
-    if (c->kind == SLOT_RECORDER && slot_state(s->shm, c->slot) == SLOT_STARTING)
+    if (c->kind == SLOT_RECORDER && slot_state(s->shm, c->slot) == SLOT_STARTING &&
+        !is_stopped(c->pid))
         return false;
     c->silent_ticks++;
     return c->silent_ticks > s->silence_max;

@@ -7,7 +7,8 @@
  *
  * It accepts on its own ordinal's sockets and on those of ordinals whose worker is not
  * ready or has not beaten for a second, so a stopped or restarting worker strands no new
- * client. When draining, sockets are closed first; streams end by themselves within
+ * client. On a segment that another generation is to hand over yet (`hold`) it accepts
+ * nobody. When draining, sockets are closed first; streams end by themselves within
  * drain_timeout, then they are cut.
  */
 #include "process/worker.h"
@@ -28,6 +29,7 @@
 
 #define TAKE_OVER_NS   NS_PER_S /* without a beat: others accept in its place */
 #define DRAIN_CHECK_NS (20 * NS_PER_MS)
+#define IDLE_WAIT_NS   NS_PER_S       /* for requests on their way, where others go on */
 #define CUT_WAIT_NS    (2 * NS_PER_S) /* after flights_cut(), then the worker just ends */
 
 struct worker {
@@ -45,6 +47,7 @@ struct worker {
     struct child_stop stop;
     uint32_t kicks;         /* as last seen in the header */
     uint64_t draining_ns;   /* since when, 0: not draining */
+    bool idle_closed;       /* connections without a request are closed */
     bool cut;               /* the drain's time is over */
     bool over;              /* nothing is left to do */
     struct http_stats told; /* what the counters already hold */
@@ -67,7 +70,7 @@ static void choose_sockets(struct worker *w, uint64_t now_ns)
     const struct listeners *l = w->ctx->listeners;
     uint32_t ordinals;
 
-    if (w->draining_ns != 0)
+    if (w->draining_ns != 0 || atomic_load(&w->shm->hdr->hold))
         return;
     for (size_t i = 0; i < l->count; i++) {
         ordinals = l->items[i].shared ? 1 : l->ordinals;
@@ -116,6 +119,18 @@ static void publish_stats(struct worker *w)
     w->told = *s;
 }
 
+/* While others serve on, clients that just connected, or ask at this moment, are answered
+ * first. Where the service ends there is nothing to wait for. */
+static void close_idle(struct worker *w, uint64_t now_ns)
+{
+    bool ends = atomic_load(&w->shm->hdr->draining) || child_orphaned(w->ctx);
+
+    if (w->idle_closed || (!ends && now_ns - w->draining_ns < IDLE_WAIT_NS))
+        return;
+    w->idle_closed = true;
+    http_server_drain(w->server);
+}
+
 static void begin_drain(struct worker *w)
 {
     const struct timeval check = {.tv_usec = (suseconds_t)(DRAIN_CHECK_NS / NS_PER_US)};
@@ -132,7 +147,8 @@ static void begin_drain(struct worker *w)
                 http_server_unlisten(w->server, l->items[i].fds[o]);
         }
     }
-    http_server_drain(w->server);
+    http_server_retire(w->server);
+    close_idle(w, w->draining_ns);
     /* The port must be free as soon as the master is gone, whatever still streams here.
      */
     listeners_close(w->ctx->listeners);
@@ -142,11 +158,14 @@ static void begin_drain(struct worker *w)
 static void on_drain(evutil_socket_t fd, short what, void *arg)
 {
     struct worker *w = arg;
-    uint64_t since = clock_now_ns() - w->draining_ns;
+    uint64_t now = clock_now_ns();
+    uint64_t since = now - w->draining_ns;
     uint64_t limit = w->ctx->config->drain_timeout_ns;
-    size_t connections = http_server_connections(w->server);
+    size_t connections;
 
     (void)fd, (void)what;
+    close_idle(w, now);
+    connections = http_server_connections(w->server);
     if (flights_active(w->flights) == 0 && connections == 0) {
         w->over = true;
     } else if (since >= limit && !w->cut) {
@@ -170,11 +189,15 @@ static void on_beat(evutil_socket_t fd, short what, void *arg)
     slot_beat(w->shm, now);
     publish_stats(w);
     flights_tick(w->flights, now);
+    upstream_tick(w->upstream, now);
+    http_server_tick(w->server);
     choose_sockets(w, now);
     /* The signal says so as well; this is for one that was lost between fork and its
      * set-up. */
     if (child_orphaned(w->ctx) || atomic_load(&w->shm->hdr->draining))
         begin_drain(w);
+    if (w->draining_ns != 0)
+        on_drain(-1, EV_TIMEOUT, w); /* its timer may have found no memory */
 }
 
 /* The flights read this eventfd; here it only matters whether the master kicked. */

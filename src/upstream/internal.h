@@ -100,12 +100,14 @@ struct upstream {
     struct event_base *base;
     CURLM *multi;
     struct event *timer;    /* curl's */
+    uint64_t timer_due_ns;  /* when it is to fire, 0: not */
     struct event *deferred; /* empties `work` */
     struct event *catch_up; /* goes on with `lag` */
     unsigned depth;
     size_t
         turn_bytes; /* of streams that may still be read before others have their turn */
     bool closing;
+    bool damaged;        /* curl ran out of memory: its multi handle cannot be trusted */
     struct sock **socks; /* by descriptor */
     size_t sock_count;
     struct call_list calls;
@@ -115,7 +117,6 @@ struct upstream {
     size_t idle_count;
     size_t active;                                 /* calls that are not detached */
     struct call_list links[UPSTREAM_LINK_BUCKETS]; /* by local port */
-    struct json_tokener *tokener;
     struct buf scratch;
     struct buf unescaped;
     uint64_t warned_ns;
@@ -127,6 +128,11 @@ void loop_close(struct upstream *u);
 /* Around everything that may call curl or the caller. */
 void upstream_enter(struct upstream *u);
 void upstream_leave(struct upstream *u);
+/* Ends all calls and makes a new multi handle. One that ran out of memory while it noted
+ * a socket (libcurl 7.88) divides by zero when that descriptor comes again. */
+void loop_renew(struct upstream *u);
+/* Does what curl's timer was for, if there was no memory for it. */
+void loop_tick(struct upstream *u, uint64_t now_ns);
 /* Has upstream_work() run from the event loop. */
 void upstream_defer(struct upstream *u);
 /* Has the calls that lag go on after the other events that are due. */
@@ -135,6 +141,8 @@ void upstream_catch_up(struct upstream *u);
 /* --- upstream.c --- */
 /* Curl is done with a call. */
 void call_transfer_over(struct upstream_call *c, CURLcode result);
+/* Curl cannot go on with a call: off it, and ended if it is not yet. */
+void call_lost(struct upstream_call *c);
 /* Does what was put off; depth is 1. */
 void upstream_work(struct upstream *u);
 void call_queue(struct upstream_call *c);
@@ -161,6 +169,8 @@ enum dac_err transfer_prepare(struct upstream_call *c) DAC_CHECK;
 /* Takes the call off curl, and sees to it that the provider is told now. */
 void transfer_remove(struct upstream_call *c);
 void transfer_unlink(struct upstream_call *c);
+/* curl_easy_pause(); false: it failed. */
+bool transfer_pause(struct upstream_call *c, int what);
 /* A call came to no good end: the others on its connection are marked, to be failed if it
  * was the connection that broke, else to be looked at by curl. curl itself tells them
  * only when something comes in, and keeps a broken connection open until the last one

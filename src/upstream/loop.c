@@ -5,6 +5,7 @@
  */
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "upstream/h2_reset.h"
 #include "upstream/internal.h"
@@ -47,6 +48,8 @@ void upstream_leave(struct upstream *u)
     DAC_ASSERT(u->depth > 0);
     if (u->depth == 1) {
         collect_finished(u);
+        if (u->damaged)
+            loop_renew(u);
         upstream_work(u);
     }
     u->depth--;
@@ -59,8 +62,10 @@ static void socket_action(struct upstream *u, curl_socket_t fd, int what)
 
     upstream_enter(u);
     m = curl_multi_socket_action(u->multi, fd, what, &running);
-    if (m != CURLM_OK)
-        log_warn(0, "upstream: %s", curl_multi_strerror(m));
+    if (m != CURLM_OK) {
+        log_warn(0, "upstream: %s; its calls end", curl_multi_strerror(m));
+        u->damaged = true;
+    }
     upstream_leave(u);
 }
 
@@ -75,9 +80,19 @@ static void socket_ready(evutil_socket_t fd, short what, void *arg)
 
 static void timer_fired(evutil_socket_t fd, short what, void *arg)
 {
+    struct upstream *u = arg;
+
     (void)fd;
     (void)what;
-    socket_action(arg, CURL_SOCKET_TIMEOUT, 0);
+    u->timer_due_ns = 0;
+    socket_action(u, CURL_SOCKET_TIMEOUT, 0);
+}
+
+void loop_tick(struct upstream *u, uint64_t now_ns)
+{
+    if (u->timer_due_ns != 0 && now_ns >= u->timer_due_ns &&
+        !event_pending(u->timer, EV_TIMEOUT, NULL))
+        timer_fired(-1, EV_TIMEOUT, u);
 }
 
 static void deferred_run(evutil_socket_t fd, short what, void *arg)
@@ -110,7 +125,8 @@ void upstream_catch_up(struct upstream *u)
 {
     static const struct timeval at_once = {0, 0};
 
-    event_add(u->catch_up, &at_once);
+    if (event_add(u->catch_up, &at_once) != 0) /* no memory for the timer */
+        event_active(u->catch_up, EV_TIMEOUT, 0);
 }
 
 void upstream_defer(struct upstream *u)
@@ -126,12 +142,13 @@ static int on_timer(CURLM *multi, long ms, void *arg)
     (void)multi;
     if (u->closing)
         return 0;
+    u->timer_due_ns = ms < 0 ? 0 : clock_now_ns() + (uint64_t)ms * NS_PER_MS;
     if (ms < 0)
         event_del(u->timer);
     else if (ms == 0)
         event_active(u->timer, EV_TIMEOUT, 0);
-    else if (event_add(u->timer, &tv) != 0)
-        return -1;
+    else
+        event_add(u->timer, &tv); /* without memory for it loop_tick() sees to it */
     return 0;
 }
 
@@ -161,30 +178,78 @@ static struct sock *sock_of(struct upstream *u, curl_socket_t fd)
     return u->socks[i];
 }
 
+/* No memory to watch a socket. An error told to curl would end all calls of the worker;
+ * so only those on this connection end. */
+static void drop_connection(CURL *easy)
+{
+    char *call = NULL;
+
+    if (curl_easy_getinfo(easy, CURLINFO_PRIVATE, &call) != CURLE_OK || !call)
+        return;
+    struct upstream_call *c = (struct upstream_call *)(void *)call;
+    c->broken = true;
+    call_queue(c);
+    transfer_failed(c, CURLE_RECV_ERROR);
+}
+
 static int on_socket(CURL *easy, curl_socket_t fd, int what, void *arg, void *sockp)
 {
     struct upstream *u = arg;
+    bool gone = what == CURL_POLL_REMOVE || u->closing;
     struct sock *s = sock_of(u, fd);
     short ev = EV_PERSIST;
 
-    (void)easy;
     (void)sockp;
-    if (!s)
-        return -1;
+    if (!s) {
+        if (!gone)
+            drop_connection(easy);
+        return 0;
+    }
     if (s->added)
         event_del(&s->ev);
     s->added = false;
-    if (what == CURL_POLL_REMOVE || u->closing)
+    if (gone)
         return 0;
     if (what & CURL_POLL_IN)
         ev |= EV_READ;
     if (what & CURL_POLL_OUT)
         ev |= EV_WRITE;
-    if (event_assign(&s->ev, u->base, fd, ev, socket_ready, s) != 0 ||
-        event_add(&s->ev, NULL) != 0)
-        return -1;
-    s->added = true;
+    if (event_assign(&s->ev, u->base, fd, ev, socket_ready, s) == 0 &&
+        event_add(&s->ev, NULL) == 0)
+        s->added = true;
+    else
+        drop_connection(easy);
     return 0;
+}
+
+static CURLM *multi_new(struct upstream *u)
+{
+    CURLM *m = curl_multi_init();
+
+    if (!m)
+        return NULL;
+    curl_multi_setopt(m, CURLMOPT_SOCKETFUNCTION, on_socket);
+    curl_multi_setopt(m, CURLMOPT_SOCKETDATA, u);
+    curl_multi_setopt(m, CURLMOPT_TIMERFUNCTION, on_timer);
+    curl_multi_setopt(m, CURLMOPT_TIMERDATA, u);
+    curl_multi_setopt(m, CURLMOPT_PIPELINING, (long)CURLPIPE_MULTIPLEX);
+    curl_multi_setopt(m, CURLMOPT_MAXCONNECTS, CONNECTIONS_KEPT);
+    return m;
+}
+
+void loop_renew(struct upstream *u)
+{
+    struct upstream_call *c;
+    CURLM *m;
+
+    TAILQ_FOREACH (c, &u->calls, all)
+        call_lost(c);
+    m = multi_new(u);
+    if (!m)
+        return; /* tried again when something happens, at the next beat at the latest */
+    curl_multi_cleanup(u->multi);
+    u->multi = m;
+    u->damaged = false;
 }
 
 enum dac_err loop_open(struct upstream *u)
@@ -192,18 +257,12 @@ enum dac_err loop_open(struct upstream *u)
     h2_reset_bind();
     if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)
         return DAC_E_NOMEM;
-    u->multi = curl_multi_init();
+    u->multi = multi_new(u);
     u->timer = evtimer_new(u->base, timer_fired, u);
     u->deferred = evtimer_new(u->base, deferred_run, u);
     u->catch_up = evtimer_new(u->base, catch_up_run, u);
     if (!u->multi || !u->timer || !u->deferred || !u->catch_up)
         return DAC_E_NOMEM;
-    curl_multi_setopt(u->multi, CURLMOPT_SOCKETFUNCTION, on_socket);
-    curl_multi_setopt(u->multi, CURLMOPT_SOCKETDATA, u);
-    curl_multi_setopt(u->multi, CURLMOPT_TIMERFUNCTION, on_timer);
-    curl_multi_setopt(u->multi, CURLMOPT_TIMERDATA, u);
-    curl_multi_setopt(u->multi, CURLMOPT_PIPELINING, (long)CURLPIPE_MULTIPLEX);
-    curl_multi_setopt(u->multi, CURLMOPT_MAXCONNECTS, CONNECTIONS_KEPT);
     return DAC_OK;
 }
 

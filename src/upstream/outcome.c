@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
-#include "base/json.h"
+#include "base/json_build.h"
 
 #define RETRY_AFTER_MAX_S UINT64_C(86400)
 #define KEY_PREFIX        8
@@ -100,14 +100,10 @@ const char *outcome_error_text(struct json_object *o)
 /* A new reference, or NULL. */
 static struct json_object *parse_body(const char *body, size_t n)
 {
-    struct json_tokener *t = n > 0 ? json_tokener_new_ex(JSON_DEPTH_MAX) : NULL;
     struct json_object *o = NULL;
+    size_t at;
 
-    if (t) {
-        o = json_tokener_parse_ex(t, body, (int)n);
-        json_tokener_free(t);
-    }
-    return o;
+    return n > 0 && json_build(body, n, &o, &at) == DAC_OK ? o : NULL;
 }
 
 bool outcome_error_in(const char *body, size_t n, char *out, size_t size)

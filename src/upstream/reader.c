@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-#include "base/json.h"
+#include "base/json_build.h"
 #include "upstream/outcome.h"
 
 #define SOURCES_MAX (UINT64_C(64) << 10)
@@ -15,8 +15,7 @@ void reader_reset(struct reader *r)
 {
     json_object_put(r->citations);
     buf_free(&r->sources);
-    *r = (struct reader){
-        .tokener = r->tokener, .scratch = r->scratch, .unescaped = r->unescaped};
+    *r = (struct reader){.scratch = r->scratch, .unescaped = r->unescaped};
 }
 
 bool reader_open(const struct reader *r)
@@ -69,17 +68,12 @@ void reader_reasoning(struct reader *r, const char *s, size_t n)
     put_text(r, s, n, r->ops->on_reasoning);
 }
 
-/* Serialised and storable in `scratch`: json-c escapes NUL, but leaves other bytes. */
+/* Serialised and storable in `scratch`. */
 static bool put_json(struct reader *r, struct json_object *o)
 {
-    size_t n;
-    const char *s = json_object_to_json_string_length(
-        o, JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE, &n);
-
     buf_reset(r->scratch);
-    if (s)
-        utf8_put_storable(r->scratch, s, n);
-    if (!s || r->scratch->failed) {
+    json_put_object(r->scratch, o);
+    if (r->scratch->failed) {
         reader_fail(r, "no_memory", "out of memory", NULL);
         return false;
     }
@@ -151,16 +145,18 @@ void reader_fail(struct reader *r, const char *code, const char *message,
 
 struct json_object *reader_parse(struct reader *r, const char *s, size_t n)
 {
-    struct json_object *o;
+    struct json_object *o = NULL;
+    size_t at;
+    enum dac_err e = json_build(s, n, &o, &at);
 
-    json_tokener_reset(r->tokener);
-    o = json_tokener_parse_ex(r->tokener, s, (int)n);
-    if (o && json_tokener_get_error(r->tokener) == json_tokener_success &&
-        json_object_is_type(o, json_type_object))
+    if (e == DAC_OK && json_object_is_type(o, json_type_object))
         return o;
     json_object_put(o);
-    reader_fail(r, "malformed_stream", "the provider sent something that is not JSON",
-                NULL);
+    if (e == DAC_E_NOMEM)
+        reader_fail(r, "no_memory", "out of memory", NULL);
+    else
+        reader_fail(r, "malformed_stream", "the provider sent something that is not JSON",
+                    NULL);
     return NULL;
 }
 

@@ -31,8 +31,7 @@ struct reader {
     char finish_reason[32];
     struct json_object *citations; /* last ones given to the caller; a reference */
     struct buf sources;            /* the same as they stood in the chunk */
-    struct json_tokener *tokener;  /* borrowed: shared by all calls of a worker */
-    struct buf *scratch;           /* borrowed: the same */
+    struct buf *scratch;           /* borrowed: shared by all calls of a worker */
     struct buf *unescaped;         /* borrowed: the same */
     struct upstream_end end;       /* set with `failed` */
 };

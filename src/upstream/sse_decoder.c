@@ -156,6 +156,8 @@ enum dac_err sse_decoder_feed(struct sse_decoder *d, const char *p, size_t n,
 
     if (d->bom < 3)
         skip_mark(d, &s);
+    if (d->line.failed)
+        return DAC_E_NOMEM;
     while (e == DAC_OK && s.p < s.end && !s.stopped) {
         const char *start = s.p;
         const char *eol;

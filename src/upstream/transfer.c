@@ -199,11 +199,21 @@ static bool shares_connection(const struct upstream_call *c,
            strcmp(other->remote_ip, c->remote_ip) == 0;
 }
 
+bool transfer_pause(struct upstream_call *c, int what)
+{
+    CURLcode r = curl_easy_pause(c->easy, what);
+
+    /* The latter is what it says when the socket could not be noted. */
+    if (r == CURLE_OUT_OF_MEMORY || r == CURLE_ABORTED_BY_CALLBACK)
+        c->u->damaged = true;
+    return r == CURLE_OK;
+}
+
 /* Not of receiving: what comes in meanwhile, curl would keep, and lose at the end. */
 static void change_pause_state(struct upstream_call *c)
 {
-    curl_easy_pause(c->easy, CURLPAUSE_SEND);
-    curl_easy_pause(c->easy, CURLPAUSE_CONT);
+    transfer_pause(c, CURLPAUSE_SEND);
+    transfer_pause(c, CURLPAUSE_CONT);
 }
 
 /* Writes out what the connection of `c` holds back. One call with an answer is certain
@@ -238,7 +248,8 @@ void transfer_remove(struct upstream_call *c)
     c->u->depth++;
     if (!c->over)
         curl_easy_setopt(c->easy, CURLOPT_FORBID_REUSE, 1L);
-    curl_multi_remove_handle(c->u->multi, c->easy);
+    if (curl_multi_remove_handle(c->u->multi, c->easy) != CURLM_OK)
+        c->u->damaged = true;
     c->in_multi = false;
     if (c->linked && !c->over)
         write_out(c);

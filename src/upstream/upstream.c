@@ -70,7 +70,6 @@ static struct upstream_call *call_new(struct upstream *u)
     c->error = BUF_INIT(ERROR_MAX);
     c->held = BUF_INIT(HELD_MAX);
     c->auth = BUF_INIT(KEEP_BYTES);
-    c->reader.tokener = u->tokener;
     c->reader.scratch = &u->scratch;
     c->reader.unescaped = &u->unescaped;
     sse_decoder_init(&c->sse, SSE_EVENT_MAX);
@@ -161,13 +160,11 @@ enum dac_err upstream_new(struct event_base *base, struct upstream **out)
         TAILQ_INIT(&u->links[i]);
     u->scratch = BUF_INIT(SCRATCH_MAX);
     u->unescaped = BUF_INIT(SCRATCH_MAX);
-    u->tokener = json_tokener_new_ex(JSON_DEPTH_MAX);
-    e = u->tokener ? loop_open(u) : DAC_E_NOMEM;
+    e = loop_open(u);
     if (e != DAC_OK) {
         upstream_free(u);
         return e;
     }
-    json_tokener_set_flags(u->tokener, JSON_TOKENER_STRICT);
     *out = u;
     return DAC_OK;
 }
@@ -190,8 +187,6 @@ void upstream_free(struct upstream *u)
     }
     u->closing = true;
     loop_close(u);
-    if (u->tokener)
-        json_tokener_free(u->tokener);
     buf_free(&u->scratch);
     buf_free(&u->unescaped);
     free(u);
@@ -217,7 +212,8 @@ void call_queue(struct upstream_call *c)
 static bool add(struct upstream_call *c)
 {
     c->want_add = false;
-    c->in_multi = curl_multi_add_handle(c->u->multi, c->easy) == CURLM_OK;
+    c->in_multi =
+        !c->u->damaged && curl_multi_add_handle(c->u->multi, c->easy) == CURLM_OK;
     return c->in_multi;
 }
 
@@ -248,6 +244,17 @@ static void transfer_ended(struct upstream_call *c, CURLcode result)
         answer_over(c);
 }
 
+void call_lost(struct upstream_call *c)
+{
+    if (!c->in_multi)
+        return;
+    if (c->detached)
+        transfer_remove(c);
+    else
+        transfer_ended(c, CURLE_OUT_OF_MEMORY);
+    call_queue(c);
+}
+
 static void resume(struct upstream_call *c)
 {
     c->want_resume = false;
@@ -266,8 +273,7 @@ static void resume(struct upstream_call *c)
         answer_over(c);
     } else if (c->curl_paused) {
         c->curl_paused = false;
-        if (curl_easy_pause(c->easy, CURLPAUSE_CONT) != CURLE_OK && !c->ended &&
-            !c->detached)
+        if (!transfer_pause(c, CURLPAUSE_CONT) && !c->ended && !c->detached)
             transfer_ended(c, CURLE_RECV_ERROR);
     }
 }
@@ -285,7 +291,7 @@ static void work_on(struct upstream_call *c)
         transfer_poke(c);
     if (c->in_multi && !c->detached && !c->ended && answer_wants_pause(c)) {
         c->curl_paused = true;
-        curl_easy_pause(c->easy, CURLPAUSE_RECV);
+        transfer_pause(c, CURLPAUSE_RECV);
     }
     if (!c->detached && !c->ended && !c->paused &&
         (c->want_resume || c->curl_paused || c->held.len > 0))
@@ -335,6 +341,25 @@ static void call_timer(evutil_socket_t fd, short what, void *arg)
         answer_time(c, clock_now_ns());
     }
     upstream_leave(u);
+}
+
+void upstream_tick(struct upstream *u, uint64_t now_ns)
+{
+    struct upstream_call *c;
+
+    upstream_enter(u);
+    TAILQ_FOREACH (c, &u->calls, all) {
+        if (event_pending(&c->timer, EV_TIMEOUT, NULL) || c->queued)
+            continue;
+        if (!c->detached) {
+            answer_time(c, now_ns);
+        } else {
+            transfer_remove(c);
+            call_queue(c);
+        }
+    }
+    upstream_leave(u);
+    loop_tick(u, now_ns);
 }
 
 /* --- the caller's side -------------------------------------------------------------- */

@@ -114,5 +114,8 @@ void upstream_cancel(struct upstream_call *call);
 void upstream_pause(struct upstream_call *call);
 void upstream_resume(struct upstream_call *call);
 size_t upstream_active(const struct upstream *u);
+/* To be called now and then by its owner, not from a callback: makes up for timers that
+ * found no memory. */
+void upstream_tick(struct upstream *u, uint64_t now_ns);
 
 #endif

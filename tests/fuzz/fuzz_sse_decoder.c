@@ -131,18 +131,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (size < 1)
         return 0;
-    r.tokener = json_tokener_new_ex(JSON_DEPTH_MAX);
-    require(r.tokener != NULL);
-    json_tokener_set_flags(r.tokener, JSON_TOKENER_STRICT);
     const char *p = (const char *)data + 1;
     e = decode(p, size - 1, size, &whole);
     if (e == DAC_OK && decode(p, size - 1, 1 + data[0] % 32, &parts) == DAC_OK)
         require(whole.digest == parts.digest && whole.events == parts.events);
     reader_outcome(&r, data[0] & 1, &end);
     require(utf8_valid(end.message, strlen(end.message)));
-    struct json_tokener *t = r.tokener;
     reader_reset(&r);
-    json_tokener_free(t);
     buf_free(&scratch);
     buf_free(&unescaped);
     return 0;

@@ -130,6 +130,7 @@ static void worker_scene(void)
             atomic_fetch_or(&flight_at(&shm, r.ref.index)->readers, UINT64_C(1) << me);
             actor_lead(&r, &seed);
         } else {
+            flight_decline(&shm, r.ref.index, true); /* none of its clients could */
             actor_follow(&r, &seed);
         }
     }
@@ -352,10 +353,10 @@ START_TEST(late_adopter_leaves_it_alone)
     slot_sweep(&shm, owner);
     pid_t pid = stopped_at("adopt_before", late, adopt_it);
     shm.self = new_worker();
-    ck_assert_int_eq(flight_adopt(&shm, contested.ref, FLIGHT_QUEUED), DAC_OK);
+    ck_assert_int_eq(flight_adopt(&shm, contested.ref, FLIGHT_CLAIMED), DAC_OK);
     ck_assert_int_eq(how_it_ended(pid), DAC_E_STATE);
     w = flight_load(&shm, contested.ref.index);
-    ck_assert_int_eq(w.state, FLIGHT_QUEUED);
+    ck_assert_int_eq(w.state, FLIGHT_CLAIMED);
     ck_assert_uint_eq(w.owner, shm.self);
     ck_assert_uint_eq(w.generation, 1);
 }

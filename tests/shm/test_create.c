@@ -1,6 +1,7 @@
 /*
  * Several processes create, hold, lose and replace one segment at the same time: at any
- * moment at most one has it, and a killed holder's is replaced.
+ * moment at most one has it, and a killed holder's is replaced. A living holder that
+ * replaces its own keeps it throughout.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -102,6 +103,71 @@ START_TEST(at_most_one_has_it)
 }
 END_TEST
 
+/* Looks the name up, and tries to get the segment, again and again. */
+static void knock(void)
+{
+    struct shm_options opt = fixture_options(shm_name, 1);
+    struct shm seen;
+    char why[256];
+    bool replaced;
+
+    for (;;) {
+        enum dac_err e = segment_create(&opt, &shm, &replaced, why, sizeof(why));
+
+        if (e == DAC_OK)
+            atomic_fetch_add(&board->twice, 1);
+        if (e == DAC_OK || segment_attach(shm_name, &seen, why, sizeof(why)) != DAC_OK) {
+            atomic_fetch_add(&board->odd, 1);
+            fprintf(stderr, "%s\n", why);
+            return;
+        }
+        atomic_fetch_add(&board->held, 1);
+        segment_detach(&seen);
+    }
+}
+
+START_TEST(renewed_without_a_gap)
+{
+    struct shm_options opt = fixture_options(shm_name, 1);
+    uint64_t until = clock_now_ns() + RUN_NS;
+    pid_t pids[STARTERS];
+    struct shm next;
+    char why[256];
+    bool replaced;
+    unsigned renewals = 0;
+
+    opt.flight_max_bytes = 4096;
+    opt.size = UINT64_C(2) << 20;
+    ck_assert_int_eq(segment_create(&opt, &shm, &replaced, why, sizeof(why)), DAC_OK);
+    for (int i = 0; i < STARTERS; i++) {
+        pids[i] = fork();
+        ck_assert_int_ge(pids[i], 0);
+        if (pids[i] == 0) {
+            segment_enter_child(&shm, 0);
+            knock();
+            _exit(0);
+        }
+    }
+    while (clock_now_ns() < until) {
+        ck_assert_msg(segment_create_next(&opt, &next, why, sizeof(why)) == DAC_OK, "%s",
+                      why);
+        ck_assert_int_eq(segment_take_name(&next), DAC_OK);
+        segment_destroy(&shm);
+        shm = next;
+        renewals++;
+    }
+    for (int i = 0; i < STARTERS; i++) {
+        kill(pids[i], SIGKILL);
+        waitpid(pids[i], NULL, 0);
+    }
+    segment_destroy(&shm);
+    ck_assert_uint_eq(atomic_load(&board->twice), 0);
+    ck_assert_uint_eq(atomic_load(&board->odd), 0);
+    ck_assert_uint_gt(atomic_load(&board->held), 100);
+    ck_assert_uint_gt(renewals, 20);
+}
+END_TEST
+
 /* A child that only inherited the segment does not keep it from being replaced. */
 START_TEST(killed_masters_segment_is_replaced_beside_its_children)
 {
@@ -157,6 +223,7 @@ int main(void)
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_set_timeout(t, 20);
     tcase_add_test(t, at_most_one_has_it);
+    tcase_add_test(t, renewed_without_a_gap);
     tcase_add_test(t, killed_masters_segment_is_replaced_beside_its_children);
     suite_add_tcase(s, t);
     return run_suite(s);

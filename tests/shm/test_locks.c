@@ -1,6 +1,7 @@
 /*
  * Death under a bucket's lock: whoever comes next finds the chain as the dead left it,
- * mends it and goes on, also if it dies over that, and also if many come at once.
+ * mends it and goes on, also if it dies over that, and also if many come at once. And the
+ * loss of a lock for good: nobody gets in, but what is inside lives on and leaves.
  */
 #include <errno.h>
 
@@ -82,7 +83,8 @@ static void die_under_lock(enum deed deed, const struct join_result *r)
         int rc = pthread_mutex_lock(&shm.buckets[BUCKET].lock);
         if (rc != 0 && rc != EOWNERDEAD)
             _exit(1);
-        half_a_step(deed, r);
+        if (deed != NOTHING)
+            half_a_step(deed, r);
         raise(SIGKILL);
     }
     ck_assert_int_eq(waitpid(pid, &status, 0), pid);
@@ -270,6 +272,207 @@ START_TEST(recycling_looks_again_under_the_lock)
 }
 END_TEST
 
+/* --- locks that nobody can have again -------------------------------------------------
+ */
+
+/* As a process would that gives back unmended what a dead one held. */
+static void lose_lock(void)
+{
+    pthread_mutex_t *m = &shm.buckets[BUCKET].lock;
+
+    die_under_lock(NOTHING, NULL);
+    ck_assert_int_eq(pthread_mutex_lock(m), EOWNERDEAD);
+    ck_assert_int_eq(pthread_mutex_unlock(m), 0);
+    ck_assert_int_eq(pthread_mutex_lock(m), ENOTRECOVERABLE);
+}
+
+static bool is_told(void)
+{
+    return atomic_load(&shm.hdr->lock_lost) == 1 &&
+           atomic_load(&shm.buckets[BUCKET].lost) == 1 &&
+           shm_counter_sum(&shm, SHM_C_locks_lost) == 1;
+}
+
+/* Until the second try the caller cannot know that nobody is inside. */
+static enum dac_err twice(enum dac_err (*fn)(struct flight_ref ref),
+                          struct flight_ref ref)
+{
+    enum dac_err e = fn(ref);
+
+    ck_assert_int_eq(e, DAC_E_BUSY);
+    return fn(ref);
+}
+
+static enum dac_err abandon(struct flight_ref ref)
+{
+    return index_abandon(&shm, ref);
+}
+
+static void assert_all_free(void)
+{
+    assert_all_valid();
+    ck_assert_uint_eq(flights_in_use(), 0);
+    ck_assert_uint_eq(blocks_in_use(), 0);
+}
+
+START_TEST(lost_lock_is_told_and_costs_no_wait)
+{
+    struct join_request req = colliding(1), other = question(BUCKET + 1);
+    struct join_result r = ask(0), mine;
+
+    (void)r;
+    lose_lock();
+    ck_assert_uint_eq(atomic_load(&shm.hdr->lock_lost), 0); /* nobody came by */
+    uint64_t start = clock_now_ns();
+    for (int i = 0; i < 1000; i++)
+        ck_assert_int_eq(index_join(&shm, &req, &mine), DAC_E_BUSY);
+    ck_assert_uint_lt(clock_now_ns() - start, 20 * INDEX_LOCK_NS);
+    ck_assert(is_told());
+    ck_assert_uint_eq(atomic_load(&shm.slots[shm.self].locking_bucket), 0);
+    ck_assert_uint_eq(flights_in_use(), 1); /* no claim is left behind */
+    ck_assert_int_eq(index_join(&shm, &other, &mine), DAC_OK);
+    ck_assert_int_eq(mine.role, JOIN_LEADER);
+    ck_assert_uint_eq(shm_counter_sum(&shm, SHM_C_lock_recoveries), 0);
+}
+END_TEST
+
+/* What runs goes on to its end and leaves memory; nobody gets in. */
+START_TEST(flights_of_a_lost_lock_live_and_leave)
+{
+    struct join_result r[3];
+    struct sample sample = {.status = TURN_COMPLETE};
+    char why[160];
+
+    for (uint32_t i = 0; i < 3; i++)
+        r[i] = ask(i);
+    lose_lock();
+    for (uint32_t i = 0; i < 3; i++) {
+        struct shm_flight *f = flight_at(&shm, r[i].ref.index);
+
+        ck_assert_int_eq(index_attach(&shm, r[i].ref, f->turn_id), DAC_E_BUSY);
+        ck_assert_int_eq(flight_advance(&shm, r[i].ref, FLIGHT_QUEUED), DAC_OK);
+        ck_assert_int_eq(flight_advance(&shm, r[i].ref, FLIGHT_FETCHING), DAC_OK);
+        ck_assert_int_eq(blocklog_append(&shm, &r[i].writer, RECORD_DELTA, "text", 4),
+                         DAC_OK);
+        ck_assert_int_eq(index_abandon(&shm, r[i].ref), DAC_E_STATE); /* it is read */
+        end_flight(&r[i].ref, &r[i].writer, FLIGHT_DONE, clock_now_ns());
+        ck_assert_int_eq(index_put_sample(&shm, r[i].ref, &sample), DAC_OK);
+        ck_assert_uint_ne(atomic_load(&f->sample), 0);
+        atomic_store(&f->stored, STORED_SQLITE);
+        ck_assert_int_eq(recycle(r[i].ref), DAC_E_STATE); /* read */
+        ck_assert(flight_drop_reader(&shm, r[i].ref.index));
+    }
+    /* From the middle of the chain as well. */
+    for (uint32_t i = 0; i < 3; i++) {
+        ck_assert_int_eq(recycle(r[(i + 1) % 3].ref), DAC_OK);
+        ck_assert_msg(index_valid(&shm, BUCKET, why, sizeof(why)), "%s", why);
+    }
+    ck_assert(is_told());
+    bury_actor(shm.self);
+    assert_all_free();
+}
+END_TEST
+
+START_TEST(flight_of_a_lost_lock_is_abandoned)
+{
+    struct join_result r = ask(0);
+
+    lose_lock();
+    ck_assert(flight_drop_reader(&shm, r.ref.index));
+    ck_assert_int_eq(twice(abandon, r.ref), DAC_OK);
+    ck_assert_uint_eq(atomic_load(&flight_at(&shm, r.ref.index)->requests),
+                      FLIGHT_CLOSED);
+}
+END_TEST
+
+static enum dac_err recycle_once(struct flight_ref ref)
+{
+    return recycle(ref);
+}
+
+/* The dead are swept, and their flights orphaned, adopted and recycled as ever. */
+START_TEST(dead_owner_of_a_flight_of_a_lost_lock)
+{
+    struct join_result r = ask(0);
+    uint32_t dead = shm.self;
+
+    lose_lock();
+    bury_actor(dead);
+    ck_assert_int_eq(flight_load(&shm, r.ref.index).state, FLIGHT_ORPHANED);
+    shm.self = new_worker();
+    ck_assert_int_eq(flight_adopt(&shm, r.ref, FLIGHT_FETCHING), DAC_OK);
+    ck_assert_int_eq(blocklog_open(&shm, r.ref, &r.writer), DAC_OK);
+    end_flight(&r.ref, &r.writer, FLIGHT_FAILED, clock_now_ns());
+    atomic_store(&flight_at(&shm, r.ref.index)->stored, STORED_FAILED);
+    ck_assert_int_eq(twice(recycle_once, r.ref), DAC_OK);
+    bury_actor(shm.self);
+    assert_all_free();
+}
+END_TEST
+
+/* A process may die in the moment in which it learns that a lock is lost; to the next one
+ * it seems merely to be held by a dead one. Once told, it stays lost. */
+START_TEST(lost_lock_is_never_found_again)
+{
+    struct join_request req = colliding(1);
+    struct join_result mine;
+
+    lose_lock();
+    ck_assert_int_eq(index_join(&shm, &req, &mine), DAC_E_BUSY);
+    for (int i = 0; i < 3; i++) {
+        pthread_mutexattr_t attr;
+
+        ck_assert_int_eq(pthread_mutexattr_init(&attr), 0);
+        pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
+        pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
+        ck_assert_int_eq(pthread_mutex_init(&shm.buckets[BUCKET].lock, &attr), 0);
+        if (i > 0)
+            die_under_lock(NOTHING, NULL);
+        ck_assert_int_eq(index_join(&shm, &req, &mine), DAC_E_BUSY);
+    }
+    ck_assert_int_eq(pthread_mutex_lock(&shm.buckets[BUCKET].lock), ENOTRECOVERABLE);
+    ck_assert_uint_eq(shm_counter_sum(&shm, SHM_C_lock_recoveries), 0);
+    ck_assert(is_told());
+}
+END_TEST
+
+/* Many that find out at once tell it once. */
+START_TEST(crowd_at_a_lost_lock)
+{
+    uint32_t slots[CROWD];
+    pid_t pids[CROWD];
+    int status;
+
+    lose_lock();
+    for (uint32_t i = 0; i < CROWD; i++) {
+        slots[i] = new_worker();
+        pids[i] = fork_actor(slots[i]);
+        if (pids[i] == 0) {
+            struct join_request req = colliding(i % 2);
+            struct join_result mine;
+            int busy = 0;
+
+            for (int n = 0; n < 2000; n++)
+                busy += index_join(&shm, &req, &mine) == DAC_E_BUSY;
+            _exit(busy == 2000 ? 0 : 1);
+        }
+    }
+    for (uint32_t i = 0; i < CROWD; i++) {
+        ck_assert_int_eq(waitpid(pids[i], &status, 0), pids[i]);
+        ck_assert_int_eq(status, 0);
+        bury_actor(slots[i]);
+    }
+    ck_assert(is_told());
+    ck_assert_uint_eq(flights_in_use(), 0);
+}
+END_TEST
+
+static void setup_worker(void)
+{
+    setup();
+    shm.self = new_worker();
+}
+
 int main(void)
 {
     Suite *s = suite_create("death under a lock");
@@ -282,6 +485,17 @@ int main(void)
     tcase_add_test(t, crowd_at_the_lock_goes_on);
     tcase_add_test(t, stopped_holder_costs_20_ms);
     tcase_add_loop_test(t, recycling_looks_again_under_the_lock, 0, MEANWHILES);
+    suite_add_tcase(s, t);
+
+    t = tcase_create("lost");
+    tcase_add_checked_fixture(t, setup_worker, teardown);
+    tcase_set_timeout(t, 20);
+    tcase_add_test(t, lost_lock_is_told_and_costs_no_wait);
+    tcase_add_test(t, flights_of_a_lost_lock_live_and_leave);
+    tcase_add_test(t, flight_of_a_lost_lock_is_abandoned);
+    tcase_add_test(t, dead_owner_of_a_flight_of_a_lost_lock);
+    tcase_add_test(t, lost_lock_is_never_found_again);
+    tcase_add_test(t, crowd_at_a_lost_lock);
     suite_add_tcase(s, t);
     return run_suite(s);
 }

@@ -78,7 +78,7 @@ async def test_followers_go_on_in_the_leaders_place(make_dac, mock, tmp_path, as
     ended = await gather(*asked)
     text = await mock.text(question)
     kept = [s for s in ended if s]
-    assert (tmp_path / "hit").exists() and kept
+    assert (tmp_path / "hit.question_before").exists() and kept
     for s in kept:
         assert s.status == 200, await s.body()
         assert (s.text if ask is native else s.chat_text) == text
@@ -101,7 +101,7 @@ async def test_newcomers_are_not_told_of_a_question_that_was_never_asked(
         question = say(f"Kumquat {n}?", tokens=6)
         if not await end_of(dac.open_ask(thread, question)):
             break
-    assert (tmp_path / "hit").exists()
+    assert (tmp_path / f"hit.{point}").exists()
     for _ in range(3):  # within error_ttl of the dead one
         s = await dac.ask_stream(thread, question)
         assert s.text == await mock.text(question) and s.one("done")

@@ -7,7 +7,8 @@ import time
 from ledger import Answer, Asked
 from lib import wire
 
-STUCK = 45  # seconds in which everything that a client does is over, deaths or not
+STUCK = 30  # seconds in which a connection is over, deaths or not: done_timeout is 10 of them
+GIVE_UP = 150  # seconds in which all is over, however often a client came back
 CUT_OFF = (ConnectionError, asyncio.IncompleteReadError)
 THREADS = 6  # in which questions are asked at a time; histories do not grow without end
 
@@ -34,7 +35,7 @@ class Client:
             act = self.rng.choices(list(acts), acts.values())[0]
             began = time.monotonic()
             try:
-                async with asyncio.timeout(STUCK):
+                async with asyncio.timeout(GIVE_UP):
                     await act()
             except TimeoutError:
                 self.ledger.problem("stuck", f"{act.__name__} for {time.monotonic() - began:.0f} s")
@@ -57,10 +58,14 @@ class Client:
             tokens, gap = self.rng.randrange(60, 150), "2ms"
         else:
             tokens, gap = self.rng.randrange(300, 600), self.rng.choice(["0ms", "1ms"])
-        wait = " ttft=60ms" if self.rng.random() < 0.2 else ""
+        size = None
+        if self.crowd.long_answers and self.rng.random() < 0.2:
+            tokens, gap, size = self.rng.randrange(20, 150), "1ms", 2000
+        more = " ttft=60ms" if self.rng.random() < 0.2 else ""
+        more += f" token_size={size}" if size else ""
         name = f"{'Shared' if shared else 'My own'} kumquat {self.rng.getrandbits(48):012x}?"
-        text = f"{name} [mock tokens={tokens} gap={gap}{wait}]"
-        return self.ledger.ask(Asked(text, tokens, thread))
+        text = f"{name} [mock tokens={tokens} gap={gap}{more}]"
+        return self.ledger.ask(Asked(text, tokens, size, thread))
 
     def question(self, chat):
         if self.rng.random() < 0.5:
@@ -78,10 +83,8 @@ class Client:
         for _ in range(60):
             asked.posts += 1
             try:
-                if stream:
-                    r = await self.dac.stream(path, body)
-                else:
-                    r = await self.dac.post(path, body)
+                async with asyncio.timeout(STUCK):
+                    r = await (self.dac.stream if stream else self.dac.post)(path, body)
             except CUT_OFF:
                 asked.left = True
                 self.ledger.count["cut off before an answer"] += 1
@@ -145,7 +148,12 @@ class Client:
         if s is not answer.stream:
             answer.stream = s
             answer.connections += 1
-        while (e := await s.next()) is not None:
+        ends = asyncio.get_running_loop().time() + STUCK
+        while True:
+            async with asyncio.timeout_at(ends):
+                e = await s.next()
+            if e is None:
+                break
             answer.take(e)
             if answer.turn and e.name == "meta":
                 self.ledger.running.append((answer.turn, answer.asked))
@@ -187,7 +195,8 @@ class Client:
         while True:
             await self.pause()
             try:
-                s = await self.dac.stream(f"/api/turns/{answer.turn}/stream", None, headers, method="GET")
+                async with asyncio.timeout(STUCK):
+                    s = await self.dac.stream(f"/api/turns/{answer.turn}/stream", None, headers, method="GET")
             except CUT_OFF:
                 continue
             if s.status == 200:
@@ -266,7 +275,12 @@ class Client:
             return
         leave = self.rng.randrange(1, 12) if self.rng.random() < 0.12 else None
         text, finish, error = "", None, None
-        while (e := await s.next()) is not None:
+        ends = asyncio.get_running_loop().time() + STUCK
+        while True:
+            async with asyncio.timeout_at(ends):
+                e = await s.next()
+            if e is None:
+                break
             if isinstance(e.data, dict):
                 error = e.data.get("error", error)
                 for choice in e.data.get("choices", []):
@@ -303,7 +317,7 @@ class Client:
             self.ledger.count["broken streams"] += 1
 
     async def new_thread(self):
-        r = await self.dac.post("/api/threads/", {"title": f"kumquat {self.rng.getrandbits(32)}"})
+        r = await self.dac.post("/api/threads/", timeout=STUCK, body={"title": f"kumquat {self.rng.getrandbits(32)}"})
         if r.complete and r.status == 201:
             self.ledger.threads.add(r.json()["thread_id"])
             self.crowd.threads.append(r.json()["thread_id"])
@@ -327,7 +341,7 @@ class Client:
             if not answer.ended or answer.text != text:
                 answer.wrong("lost", f"it was told to be stored as {text!r}, and reads {answer.text!r}")
             return
-        r = await self.dac.get(f"/api/turns/{turn}")
+        r = await self.dac.get(f"/api/turns/{turn}", timeout=STUCK)
         if not r.complete or r.status == 503:
             return
         got = r.json()
@@ -336,7 +350,7 @@ class Client:
 
     async def read_thread(self):
         thread = self.crowd.thread(self.rng)
-        r = await self.dac.get(f"/api/threads/{thread}/messages")
+        r = await self.dac.get(f"/api/threads/{thread}/messages", timeout=STUCK)
         if not r.complete or r.status == 503:
             return
         if r.status != 200:
@@ -355,7 +369,8 @@ class Client:
 class Crowd:
     """What the clients have in common: threads, and questions that many ask at the same time."""
 
-    def __init__(self, threads):
+    def __init__(self, long_answers, threads):
+        self.long_answers = long_answers
         self.threads = list(threads)
         self.over = False
         self.tasks = set()

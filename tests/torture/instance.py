@@ -23,15 +23,12 @@ from ledger import ENDLESS, Ledger  # noqa: E402
 from lib import procs  # noqa: E402
 from lib.dacd import BUILD, Dacd  # noqa: E402
 from lib.provider import Provider  # noqa: E402
-from schedule import strikes  # noqa: E402
+from schedule import DRAIN, profile, strikes  # noqa: E402
 from verdict import Calls, judge  # noqa: E402
 
-DRAIN = 2  # seconds; drain_timeout of the dacd
+WORKERS = 4
+THIN = 2.5  # seconds
 ALONE = DRAIN + 15  # seconds in which all children of a dead master are gone
-SETTINGS = {
-    "server": {"watchdog_timeout": "1s", "drain_timeout": f"{DRAIN}s"},
-    "flight": {"result_ttl": "300ms", "error_ttl": "100ms", "reconnect_grace": "1s", "takeover_max": "3"},
-}
 
 
 def alive(pid, sid):
@@ -49,6 +46,7 @@ class Instance:
         self.args = args
         self.ledger = Ledger()
         self.deaths = 0  # strikes that killed
+        self.complete_at = time.monotonic()  # when all children were there
         self.stopped = {}  # pid: session
         self.leaving = set()  # tasks that watch the children of dead masters
         self.dac = self.mock = self.crowd = None
@@ -58,9 +56,11 @@ class Instance:
     def children(self):
         """[(pid, title)] of the living master's children."""
         pid = self.dac.pid
-        found = []
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children") as f:
-            found = [(int(p), procs.title(int(p))) for p in f.read().split()]
+        try:
+            with open(f"/proc/{pid}/task/{pid}/children") as f:
+                found = [(int(p), procs.title(int(p))) for p in f.read().split()]
+        except OSError:  # a kernel without it, or no master
+            found = [(p, t) for p, t in procs.session(pid).items() if p != pid]
         return [(p, t) for p, t in found if alive(p, pid)]
 
     async def victims(self, kind, least=1):
@@ -119,6 +119,17 @@ class Instance:
             else:
                 ended.append(pid)
         return ended
+
+    def instead(self, s):
+        """Where somebody has not been started again for long, since the delays have grown: a new
+        start makes them short again."""
+        now = time.monotonic()
+        if len(self.children()) == 1 + WORKERS:
+            self.complete_at = now
+        if now - self.complete_at < THIN:
+            return s
+        self.complete_at = now
+        return s._replace(what="everything" if s.which % 3 else "master")
 
     async def strike(self, s):
         if s.what in ("worker", "recorder"):
@@ -180,15 +191,17 @@ class Instance:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         self.died("master" if n == 1 else "master and children", n)
-        gone = asyncio.create_task(self.until_gone(sid, s.then))
+        period = [time.monotonic(), ENDLESS]
+        gone = asyncio.create_task(self.until_gone(sid, s.then, period))
         if s.then == "at once":
+            self.ledger.two_masters.append(period)
             self.leaving.add(gone)
             gone.add_done_callback(self.leaving.discard)
         elif await gone:
             await self.check_dead(f"after the master was killed, {s.then}")
         await self.start()
 
-    async def until_gone(self, sid, then):
+    async def until_gone(self, sid, then, period):
         deadline = time.monotonic() + ALONE
         while left := procs.session(sid):
             if time.monotonic() > deadline:
@@ -197,6 +210,7 @@ class Instance:
                     os.kill(pid, signal.SIGKILL)
                 return False
             await asyncio.sleep(0.05)
+        period[1] = time.monotonic()
         return True
 
     async def start(self):
@@ -244,7 +258,7 @@ class Instance:
             if self.deaths >= self.args.kills:
                 break
             await asyncio.sleep(s.delay)
-            await self.strike(s)
+            await self.strike(self.instead(s))
             if time.monotonic() > told + 1:
                 told = time.monotonic()
                 print(f"AT {self.deaths}", flush=True)
@@ -254,7 +268,7 @@ class Instance:
         self.go_on(list(self.stopped))
         for _ in range(300):
             code, text = await self.dacctl("status", "--json")
-            if code == 0 and [p["state"] for p in json.loads(text)["processes"]] == ["ready"] * 5:
+            if code == 0 and [p["state"] for p in json.loads(text)["processes"]] == ["ready"] * (1 + WORKERS):
                 return
             await asyncio.sleep(0.1)
         self.ledger.problem("start", f"not all children are back: {text}")
@@ -262,11 +276,13 @@ class Instance:
     async def run(self):
         self.mock = Provider(self.args.folder / "mock")
         await asyncio.to_thread(self.mock.start)
-        self.dac = Dacd(self.args.folder / "dac", self.mock.url, SETTINGS, workers=4)
+        name, settings = profile(self.args.seed)
+        self.ledger.count[f"instances, {name}"] += 1
+        self.dac = Dacd(self.args.folder / "dac", self.mock.url, settings, workers=WORKERS)
         self.dac.allow_log.append(r"has not beaten for")
         self.master_gone()
         await self.start()
-        self.crowd = Crowd([await self.dac.thread() for _ in range(THREADS)])
+        self.crowd = Crowd(name == "small", [await self.dac.thread() for _ in range(THREADS)])
         self.ledger.threads.update(self.crowd.threads)
         clients = [Client(n, self.args.seed, self.dac, self.ledger, self.crowd) for n in range(self.args.clients)]
         tasks = [asyncio.create_task(c.run()) for c in clients]

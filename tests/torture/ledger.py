@@ -3,6 +3,7 @@
 import collections
 import hashlib
 import json
+import re
 import time
 
 ENDLESS = float("inf")
@@ -21,10 +22,13 @@ CODES = {
 class Asked:
     """One question in one scope: a thread, or stateless chat."""
 
-    def __init__(self, text, tokens, thread):
+    def __init__(self, text, tokens, size, thread):
         h = hashlib.sha256(text.encode()).hexdigest()[:8]
         self.text = text
-        self.expected = " ".join(f"tok-{h}-{i}" for i in range(tokens))
+        if size:  # bytes of a token
+            self.expected = "".join(f"tok-{h}-{i}".ljust(size - 1, "x") + " " for i in range(tokens))
+        else:
+            self.expected = " ".join(f"tok-{h}-{i}" for i in range(tokens))
         self.thread = thread  # None: chat
         self.posts = 0
         self.cancelled = False  # somebody said stop
@@ -43,11 +47,13 @@ class Ledger:
         self.problems = []
         self.masterless = []  # [from, to], times in which no master lived, or it stood still
         self.lost_memory = []  # those of them in which the segment was given up
+        self.two_masters = []  # [from, to], in which the children of a dead one still ended their calls
         self.standstills = []  # [from, to], times of stopped processes
-        self.calls = {}  # the provider's number of a call: [question, from, to]
+        self.calls = {}  # the provider's number of a call: [question, from, to, whole]
 
     def problem(self, kind, words):
         """kind: stuck, lost, duplicate, leak, text, order, code, call, crash, check, start, harness."""
+        words = re.sub(r"x{40,}", "x...x", words)
         self.problems.append((kind, words))
         print(f"PROBLEM {json.dumps([kind, words])}", flush=True)
 

@@ -7,9 +7,11 @@ import json
 import re
 import time
 
+from ledger import ENDLESS
+
 OVERLAP = 0.05  # seconds by which the provider may see an end late
 OVERLAP_LEFT = 0.5  # the same, where a call was given up because nobody listened or one said stop
-UNSTORED = 15  # seconds in which all that ended is stored
+UNSTORED = 5  # seconds in which a recorder that lives so long has stored all that ended
 
 
 class Calls:
@@ -32,9 +34,9 @@ class Calls:
             for e in got["events"]:
                 at = e["t_ns"] / 1e9
                 if e["event"] == "request":
-                    self.ledger.calls[e["call"]] = [e["user"], at, None]
+                    self.ledger.calls[e["call"]] = [e["user"], at, None, False]
                 elif e["event"] in ("end", "closed_by_client", "reset_by_client", "cut"):
-                    self.ledger.calls[e["call"]][2] = at
+                    self.ledger.calls[e["call"]][2:] = [at, e["event"] == "end"]
 
 
 async def all_free(instance):
@@ -117,68 +119,86 @@ def judge_row(ledger, row, messages):
 # --- calls --------------------------------------------------------------------------------
 
 
-def wall(text):
+def clock(text):
+    """A wall clock's time, as time.monotonic() had it."""
     t = datetime.datetime.fromisoformat(text.removesuffix("Z")).replace(tzinfo=datetime.timezone.utc)
-    return t.timestamp()
+    return t.timestamp() - time.time() + time.monotonic()
 
 
-def log_of_deaths(dac, ledger):
-    """Times at which a master reaped somebody; who ended in another way than by SIGKILL is a finding."""
-    deaths = []
-    for line in dac.log.splitlines():
-        m = re.match(r"(\S+Z) WARN .*(was ended by signal (\d+)|exited with code)", line)
-        if m:
-            deaths.append(wall(m[1]))
-            if m[3] != "9":
+def meets(periods, begin, end):
+    return any(a < end and begin < b for a, b in periods)
+
+
+class Deaths:
+    """What the masters logged of whom they reaped; who ended otherwise than by SIGKILL is a finding."""
+
+    def __init__(self, dac, ledger):
+        self.times = []
+        self.recorderless = []  # [from, to]
+        for line in dac.log.splitlines():
+            m = re.match(r"(\S+Z) WARN \S+ (\w+).* (was ended by signal (\d+)|exited with code)", line)
+            if m:
+                at, delay = clock(m[1]), re.search(r"another in ([0-9.]+) s", line)
+                self.times.append(at)
+                if m[2] == "recorder":
+                    self.recorderless.append((at, at + (float(delay[1]) if delay else 0)))
+                if m[4] != "9":
+                    ledger.problem("crash", line)
+            elif "assertion" in line:
                 ledger.problem("crash", line)
-        elif "assertion" in line:
-            ledger.problem("crash", line)
-    return deaths
+
+    def in_time(self, begin, end):
+        return sum(begin < t < end for t in self.times)
+
+    def kept_unstored(self, begin, end):
+        """Whether no recorder lived long enough in that time to store what had ended before it."""
+        since = begin
+        for down, up in [*sorted(d for d in self.recorderless if begin < d[0] < end), (end, end)]:
+            if down - since > UNSTORED:
+                return False
+            since = up
+        return True
 
 
 def judge_calls(dac, ledger, rows, messages):
     """One call a turn and one more at most for each death in its life; never two at a time."""
-    to_wall = time.time() - time.monotonic()
-    lost = [(a + to_wall, b + to_wall) for a, b in ledger.lost_memory]
-    deaths = log_of_deaths(dac, ledger)
+    deaths = Deaths(dac, ledger)
     turns = collections.defaultdict(list)
     for row in rows:
         for m in messages[row["id"]]:
             if m["role"] == "user":
                 turns[m["content"]].append(row)
     calls = collections.defaultdict(list)
-    for question, begin, end in ledger.calls.values():
-        calls[question].append((begin, end or begin))
+    for question, begin, end, whole in ledger.calls.values():
+        calls[question].append((begin, end or begin, whole))
     for question, asked in ledger.asked.items():
-        judge_question(ledger, asked, turns[question], sorted(calls[question]), deaths, lost, to_wall)
+        judge_question(ledger, asked, turns[question], sorted(calls[question]), deaths)
     ledger.count["turns stored"] = len(rows)
     ledger.count["calls to the provider"] = len(ledger.calls)
     ledger.count["questions that were asked for again"] = sum(row["generation"] > 0 for row in rows)
 
 
-def judge_question(ledger, asked, rows, calls, deaths, lost, to_wall):
-    ends = [wall(row["finished_at"]) for row in rows] + [c[1] + to_wall for c in calls]
-    until = max(ends, default=0)
-    since = asked.began + to_wall - 1
-    untroubled = not any(since < b and a < until + 1 for a, b in lost)
-    # What had ended may wait for a recorder that dies again and again.
-    may_be_lost = any(since < b and a < until + UNSTORED for a, b in lost)
+def judge_question(ledger, asked, rows, calls, deaths):
     if len(rows) > asked.posts:
         ledger.problem("duplicate", f"asked {asked.posts} times, stored as {len(rows)} turns: {asked.text}")
     for row in rows:
-        created, finished = wall(row["created_at"]), wall(row["finished_at"])
-        in_its_life = sum(created - 0.5 < t < finished + 0.5 for t in deaths)
-        if untroubled and row["generation"] > in_its_life:
+        life = clock(row["created_at"]) - 0.5, clock(row["finished_at"]) + 0.5
+        in_its_life = deaths.in_time(*life)
+        if row["generation"] > in_its_life and not meets(ledger.lost_memory, *life):
             ledger.problem("call", f"generation {row['generation']} with {in_its_life} deaths: {asked.text}")
-    if may_be_lost:
-        return  # a flight that went with its segment is in no store
-    if len(calls) > sum(1 + row["generation"] for row in rows):
+    # A flight that went with its segment is in no store.
+    ended = max((c[1] for c in calls), default=asked.began)
+    lost = min((a for a, b in ledger.lost_memory if b > asked.began), default=ENDLESS)
+    may_be_lost = lost < ENDLESS and (lost < ended or deaths.kept_unstored(ended, lost))
+    if not may_be_lost and len(calls) > sum(1 + row["generation"] for row in rows):
         generations = [row["generation"] for row in rows]
         ledger.problem("call", f"{len(calls)} calls for turns of generations {generations}: {asked.text}")
-    for (_, end), (begin, _) in zip(calls, calls[1:], strict=False):
-        allowed = OVERLAP_LEFT if asked.cancelled or asked.left else OVERLAP
-        stood_still = any(a < end and begin < b for a, b in ledger.standstills) and (asked.cancelled or asked.left)
-        if end - begin > allowed and not stood_still:
+    for (began, end, whole), (begin, _, _) in zip(calls, calls[1:], strict=False):
+        # Given up, and that not carried out yet: the provider is left, at once or when who stands still goes on.
+        given_up = asked.cancelled or asked.left
+        allowed = OVERLAP_LEFT if given_up and not whole else OVERLAP
+        stood_still = given_up and meets(ledger.standstills, begin, end)
+        if end - begin > allowed and not stood_still and not meets(ledger.two_masters, began, begin):
             ledger.problem("call", f"two calls at the same time for {end - begin:.3f} s: {asked.text}")
 
 

@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/json.h"
+#include "base/json_build.h"
 
 /* Text that may hold NUL. */
 #define T(s) s, sizeof(s) - 1
@@ -200,6 +201,59 @@ START_TEST(long_numbers_and_paths_are_bounded)
 }
 END_TEST
 
+/* What a provider's stream may hold and a request may not. NULL: refused. */
+static const struct {
+    const char *text;
+    size_t n;
+    const char *printed;
+} lenient[] = {
+    {T("{\"a\":1,\"b\":2,\"a\":3}"), "{\"a\":3,\"b\":2}"},
+    {T("[\"\\ud83d\",\"\\ude00x\",\"\\ud83d\\u0041\"]"),
+     "[\"\xef\xbf\xbd\",\"\xef\xbf\xbdx\",\"\xef\xbf\xbd"
+     "A\"]"},
+    {T("[\"a\tb\",\"\xff\",\"\\u0000\"]"), "[\"a\\tb\",\"\xef\xbf\xbd\",\"\\u0000\"]"},
+    {T("[18446744073709551616,-9223372036854775809]"),
+     "[18446744073709551616,-9223372036854775809]"},
+    {T("\"\\u20ac\\u00e9\\uD83D\\uDE00\""), "\"\xe2\x82\xac\xc3\xa9\xf0\x9f\x98\x80\""},
+    {T("[1.50,0.1e1]"), "[1.50,0.1e1]"},
+    {T(" null "), "null"},
+    {T("{\"a\":1}x"), NULL},
+    {T("[1,]"), NULL},
+    {T("[01]"), NULL},
+    {T("{\"a\" 1}"), NULL},
+    {T("{\"a\":1,}"), NULL},
+    {T("[\"\\u12g4\"]"), NULL},
+    {T("[\"\\x\"]"), NULL},
+    {T("[\"\\u12"), NULL},
+    {T("\"\\"), NULL},
+    {T("[nul]"), NULL},
+    {T("['a']"), NULL},
+    {T("[1e400]"), NULL},
+    {T(""), NULL},
+    {T("[[[[[[[["), NULL},
+};
+
+START_TEST(builds_what_streams_hold)
+{
+    struct json_object *o = NULL;
+    struct buf b = BUF_INIT(4096);
+    size_t at;
+    enum dac_err e = json_build(lenient[_i].text, lenient[_i].n, &o, &at);
+
+    ck_assert_uint_le(at, lenient[_i].n);
+    if (!lenient[_i].printed) {
+        ck_assert_int_eq(e, DAC_E_INVALID);
+        ck_assert_ptr_null(o);
+        return;
+    }
+    ck_assert_int_eq(e, DAC_OK);
+    json_put_object(&b, o);
+    ck_assert_str_eq(buf_cstr(&b), lenient[_i].printed);
+    json_object_put(o);
+    buf_free(&b);
+}
+END_TEST
+
 /* Changes bytes of a good text at random; whatever passes must also be valid for json-c,
  * and nothing may crash. */
 START_TEST(survives_random_changes)
@@ -333,6 +387,7 @@ int main(void)
     tcase_add_test(tc, depth_64_is_the_limit);
     tcase_add_test(tc, many_keys_take_no_quadratic_time);
     tcase_add_test(tc, long_numbers_and_paths_are_bounded);
+    tcase_add_loop_test(tc, builds_what_streams_hold, 0, DAC_ARRAY_LEN(lenient));
     tcase_add_test(tc, survives_random_changes);
     tcase_add_loop_test(tc, writes_strings, 0, (int)DAC_ARRAY_LEN(strings));
     tcase_add_loop_test(tc, handles_utf8, 0, (int)DAC_ARRAY_LEN(utf8));

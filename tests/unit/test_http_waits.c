@@ -194,6 +194,51 @@ START_TEST(draining_serves_what_has_begun)
 }
 END_TEST
 
+static void retire(struct http_fixture *f, void *arg)
+{
+    (void)arg;
+    http_server_retire(f->server);
+}
+
+/* Others serve on: who is connected may ask once more, also for the first time. */
+START_TEST(retiring_answers_who_is_connected)
+{
+    struct http_fixture f;
+
+    http_fixture_start(&f, NULL);
+    struct client fresh = client_open(&f);
+    struct client used = client_open(&f);
+    struct client silent = client_open(&f);
+    client_puts(&used, HELLO);
+    struct reply r = client_reply(&used, false);
+    reply_free(&r);
+    http_fixture_await_connections(&f, 3);
+    http_fixture_call(&f, retire, NULL);
+
+    struct client *asking[] = {&fresh, &used};
+    for (size_t i = 0; i < 2; i++) {
+        ck_assert(!client_sees_end(asking[i], 50));
+        client_puts(asking[i], HELLO);
+        r = client_reply(asking[i], false);
+        ck_assert_int_eq(r.status, 200);
+        ck_assert_str_eq(reply_header(&r, "Connection"), "close");
+        reply_free(&r);
+        ck_assert(client_sees_end(asking[i], 1000));
+    }
+    struct client late = client_open(&f);
+    client_puts(&late, HELLO);
+    ck_assert(!client_sees_end(&late, 50));
+    http_fixture_call(&f, drain, NULL);
+    ck_assert(client_sees_end(&silent, 1000));
+    ck_assert_uint_eq(http_fixture_stats(&f).accepted, 3);
+    client_close(&fresh);
+    client_close(&used);
+    client_close(&silent);
+    client_close(&late);
+    http_fixture_stop(&f);
+}
+END_TEST
+
 static void send_then_drain(struct http_fixture *f, void *arg)
 {
     client_puts(arg, HELLO); /* in the socket, but not yet read */
@@ -336,6 +381,7 @@ int main(void)
     tcase_add_test(tc, a_dripping_head_is_not_waited_for);
     tcase_add_test(tc, changed_limits_hold);
     tcase_add_test(tc, draining_serves_what_has_begun);
+    tcase_add_test(tc, retiring_answers_who_is_connected);
     tcase_add_test(tc, draining_does_not_strand_a_sent_request);
     tcase_add_test(tc, listening_stops_and_starts);
     tcase_add_test(tc, accepting_pauses_at_the_limit);

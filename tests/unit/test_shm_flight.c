@@ -287,6 +287,26 @@ START_TEST(readers_decline_an_orphan)
 }
 END_TEST
 
+START_TEST(what_is_given_back_can_be_adopted_again)
+{
+    struct flight_ref ref;
+    struct flight_word w;
+
+    ck_assert_int_eq(flight_claim(&shm, &ref), DAC_OK);
+    force(ref, FLIGHT_ORPHANED, SHM_NO_SLOT);
+    ck_assert_int_eq(flight_adopt(&shm, ref, FLIGHT_CLAIMED), DAC_OK);
+    flight_give_back(&shm, ref);
+    w = flight_load(&shm, ref.index);
+    ck_assert_int_eq(w.state, FLIGHT_ORPHANED);
+    ck_assert_uint_eq(w.owner, SHM_NO_SLOT);
+    ck_assert_uint_eq(w.generation, 1);
+    ck_assert_uint_ne(atomic_load(&flight_at(&shm, ref.index)->lost_ns), 0);
+    shm.self = other;
+    ck_assert_int_eq(flight_adopt(&shm, ref, FLIGHT_FETCHING), DAC_OK);
+    ck_assert_uint_eq(flight_load(&shm, ref.index).generation, 2);
+}
+END_TEST
+
 START_TEST(release_needs_the_word_last_seen)
 {
     struct flight_ref ref;
@@ -463,6 +483,7 @@ int main(void)
     tcase_add_test(t, hand_wraps_at_any_value);
     tcase_add_test(t, one_adopter_wins);
     tcase_add_test(t, readers_decline_an_orphan);
+    tcase_add_test(t, what_is_given_back_can_be_adopted_again);
     tcase_add_test(t, release_needs_the_word_last_seen);
     tcase_add_test(t, incarnation_wraps);
     tcase_add_loop_test(t, claims_go_on_though_the_hint_is_below_zero, 0,

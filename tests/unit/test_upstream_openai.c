@@ -82,8 +82,6 @@ static struct seen *seen_new(void)
     s->scratch = BUF_INIT(65536);
     s->unescaped = BUF_INIT(65536);
     s->reader.unescaped = &s->unescaped;
-    s->reader.tokener = json_tokener_new_ex(JSON_DEPTH_MAX);
-    json_tokener_set_flags(s->reader.tokener, JSON_TOKENER_STRICT);
     s->reader.scratch = &s->scratch;
     s->reader.ops = &ops;
     s->reader.arg = s;
@@ -92,10 +90,7 @@ static struct seen *seen_new(void)
 
 static void seen_free(struct seen *s)
 {
-    struct json_tokener *t = s->reader.tokener;
-
     reader_reset(&s->reader);
-    json_tokener_free(t);
     buf_free(&s->log);
     buf_free(&s->scratch);
     buf_free(&s->unescaped);

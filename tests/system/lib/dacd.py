@@ -74,6 +74,7 @@ class Dacd:
         self.log_path = self.folder / "dacd.log"
         self.env = dict(env or {})
         self.expect_exit = 0
+        self.wrapper = []  # a command that executes dacd, such as one with a namespace of its own
         self.allow_log = []  # patterns of ERROR lines that this test means to provoke
         self.process = None
         self.stop_seconds = None
@@ -116,7 +117,7 @@ class Dacd:
         assert binary.exists(), f"{binary} is not built (DAC_BUILD says where to look)"
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
-                [binary, "-c", self.conf],
+                [*self.wrapper, binary, "-c", self.conf],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

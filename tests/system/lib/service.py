@@ -27,6 +27,15 @@ def dacctl(dac, *args):
     return json.loads(p.stdout) if "--json" in args else p.stdout
 
 
+def fetcher_of(dac):
+    """The pid that fetches the only answer that streams; None while none does."""
+    flights = dacctl(dac, "flights", "--json")["flights"]
+    owners = [f["owner"] for f in flights if f["state"] == "streaming"]
+    if len(owners) != 1:
+        return None
+    return {p["slot"]: p["pid"] for p in dacctl(dac, "status", "--json")["processes"]}.get(owners[0])
+
+
 def nobody():
     return pwd.getpwnam("nobody")
 
