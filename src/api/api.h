@@ -15,7 +15,7 @@ struct api {
     const struct config *config;
     struct flights *flights;
     struct store_reader *reader;
-    const char *store_kind; /* "sqlite" */
+    const char *store_kind; /* "postgres" or "sqlite" */
 };
 
 extern const struct http_route api_routes[];

@@ -120,9 +120,10 @@ struct config {
     uint32_t max_flights;    /* in the segment */
 
     /* [store] */
-    char *postgres;           /* libpq connection string; NULL: SQLite; a secret */
-    char *sqlite;             /* never NULL */
-    uint64_t done_timeout_ns; /* how long an answer's end waits for its commit */
+    char *postgres;             /* libpq connection string; NULL: SQLite; a secret */
+    char *sqlite;               /* never NULL */
+    uint64_t commit_timeout_ns; /* how long one batch may take PostgreSQL */
+    uint64_t done_timeout_ns;   /* how long an answer's end waits for its commit */
 
     /* [flight] */
     uint64_t result_ttl_ns; /* a finished answer serves the same question, in a thread */

@@ -5,6 +5,7 @@
 #include "config/load.h"
 
 #include <errno.h>
+#include <libpq-fe.h>
 #include <math.h>
 #include <pwd.h>
 #include <sched.h>
@@ -192,6 +193,23 @@ static void check_variable_names(struct load *l)
 /* --- rules between settings ----------------------------------------------------------
  */
 
+/* Whether libpq understands it. Its words are given up to the first quotation: what it
+ * quotes may be a password. */
+static void check_postgres(struct load *l)
+{
+    char *complaint = NULL;
+    PQconninfoOption *parsed = PQconninfoParse(l->cfg->postgres, &complaint);
+
+    if (!parsed)
+        problem_add(l->problems, l->file, line_of(l->cfg->origin, "store", "postgres"),
+                    "postgres: is no connection string of libpq (%.*s...); write it as "
+                    "\"host=... dbname=...\" or postgresql://...",
+                    complaint ? (int)strcspn(complaint, "\"\n") : 0,
+                    complaint ? complaint : "");
+    PQconninfoFree(parsed);
+    PQfreemem(complaint);
+}
+
 static void check_rules(struct load *l)
 {
     struct config *cfg = l->cfg;
@@ -202,6 +220,8 @@ static void check_rules(struct load *l)
     if (!cfg->sqlite)
         problem_add(l->problems, l->file, line_of(cfg->origin, "store", "sqlite"),
                     "sqlite: is empty; name a database file");
+    if (cfg->postgres)
+        check_postgres(l);
     if (cfg->abandon_grace_ns > cfg->abandon_grace_max_ns)
         problem_add(
             l->problems, l->file, grace,

@@ -100,6 +100,10 @@ const struct setting settings[] = {
     {STORE(sqlite), .name = "sqlite", .type = SETTING_PATH, .def = "/var/lib/dac/dac.db",
      .reload = SETTING_RESTART,
      .help = "database file of threads and turns"},
+    {STORE(commit_timeout_ns), .name = "commit_timeout", .type = SETTING_DURATION,
+     .def = "2s", .min = 100 * NS_PER_MS, .max = HOUR, .reload = SETTING_RESTART,
+     .help = "for PostgreSQL to commit a batch; then the connection is given up and the "
+             "batch written again"},
     {STORE(done_timeout_ns), .name = "done_timeout", .type = SETTING_DURATION,
      .def = "10s", .min = 100 * NS_PER_MS, .max = HOUR, .reload = SETTING_IN_PLACE,
      .help = "for an answer to be stored, before its clients get an error"},

@@ -157,10 +157,11 @@ static void make_room(struct recorder *r, uint64_t now_ns)
         recorder_recycle(r, now_ns);
 }
 
-/* Comes back to what waits, unless a batch's end will do that. */
+/* Comes back to what waits, unless the end of a batch, or of an outage, will do that. */
 static void come_again(struct recorder *r, uint64_t now_ns)
 {
-    if (store_busy(r->store) || (r->pending_count == 0 && r->count_count == 0))
+    if (store_busy(r->store) || !store_up(r->store) ||
+        (r->pending_count == 0 && r->count_count == 0))
         return;
     arm_again(r, r->retry_at_ns > now_ns ? r->retry_at_ns - now_ns : 0);
 }
@@ -256,14 +257,44 @@ static void store_lives(void *arg)
     slot_beat(r->shm, clock_now_ns());
 }
 
-/* Opens the store and brings it up to date; until then workers have no store to read. */
+static void begin_work(struct recorder *r)
+{
+    r->ready = true;
+    look_at_all(r);
+    child_ready(r->ctx);
+    arm_again(r, 0);
+}
+
+/* PostgreSQL is there, or is not. A service that starts does so also without it, but not
+ * on a database that is newer than the program. */
+static void on_store_changed(void *arg)
+{
+    struct recorder *r = arg;
+
+    if (!r->ready && r->ctx->starting && store_refused(r->store)) {
+        r->failed = child_fail(r->ctx, "%s", store_error(r->store));
+        event_base_loopbreak(r->base);
+    } else if (!r->ready) {
+        begin_work(r);
+    } else if (store_up(r->store)) {
+        r->retry_at_ns = 0;
+        arm_again(r, 0);
+    }
+}
+
+/* Opens the store and brings it up to date; until then workers have no store to read.
+ * PostgreSQL is connected and migrated from the loop. */
 static int open_store(struct recorder *r)
 {
-    const struct store_options opt = {
-        .sqlite = r->ctx->config->sqlite, .alive = store_lives, .arg = r};
+    const struct config *cfg = r->ctx->config;
+    const struct store_options opt = {.postgres = cfg->postgres,
+                                      .application = "dac: recorder",
+                                      .sqlite = cfg->sqlite,
+                                      .alive = store_lives,
+                                      .changed = on_store_changed,
+                                      .arg = r};
     char why[512] = "";
 
-    r->stored_as = STORED_SQLITE;
     if (store_open(r->base, &opt, &r->store, why, sizeof(why)) != DAC_OK)
         return child_fail(r->ctx, "%s", why);
     slot_beat(r->shm, clock_now_ns());
@@ -309,11 +340,12 @@ int recorder_run(const struct child_context *ctx)
         rc = child_fail(ctx, "could not set up the recorder: %s", strerror(errno));
         goto out;
     }
-    look_at_all(&r);
-    child_ready(ctx);
-    arm_again(&r, 0);
-    if (event_base_dispatch(r.base) != 0 || !r.over)
+    if (store_up(r.store))
+        begin_work(&r);
+    if (event_base_dispatch(r.base) != 0 || (!r.over && r.failed == EXIT_OK))
         rc = child_fail(ctx, "the recorder's event loop failed: %s", strerror(errno));
+    else if (r.failed != EXIT_OK)
+        rc = r.failed;
     else if (r.pending_count > 0)
         rc = EXIT_START;
 out:

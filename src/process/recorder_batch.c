@@ -26,12 +26,11 @@
 #include "shm/slot.h"
 #include "shm/wake.h"
 
-#define BATCH_MAX        256
-#define BATCH_COUNTS     256
-#define BATCH_BYTES      (UINT64_C(16) << 20)
-#define BACKOFF_MIN_NS   (100 * NS_PER_MS)
-#define BACKOFF_MAX_NS   (2 * NS_PER_S)
-#define STORE_TIMEOUT_NS (2 * NS_PER_S)
+#define BATCH_MAX      256
+#define BATCH_COUNTS   256
+#define BATCH_BYTES    (UINT64_C(16) << 20)
+#define BACKOFF_MIN_NS (100 * NS_PER_MS)
+#define BACKOFF_MAX_NS (2 * NS_PER_S)
 
 /* What became of one flight in a batch. */
 struct outcome {
@@ -311,12 +310,15 @@ static void batch_lost(struct recorder *r, const char *why)
 }
 
 /* What the store has said about one flight, before the world hears it. */
-static void settle(struct recorder *r, struct outcome *o)
+static void settle(struct outcome *o)
 {
+    static const enum flight_stored words[] = {[STORE_IN_SQLITE] = STORED_SQLITE,
+                                               [STORE_IN_POSTGRES] = STORED_POSTGRES,
+                                               [STORE_IN_SPOOL] = STORED_SPOOL};
     const char *why = o->row && o->row->result != DAC_OK ? o->row->why : o->why;
 
     if (o->row && o->row->result == DAC_OK)
-        o->stored = r->stored_as;
+        o->stored = words[o->row->place];
     if (why)
         log_error(0, "flight %" PRIu32 " is not stored: %s", o->flight, why);
 }
@@ -336,7 +338,7 @@ static void batch_stored(struct recorder *r)
     r->pending_count -= b->flights;
     memmove(r->pending, r->pending + b->flights, r->pending_count * sizeof(*r->pending));
     for (size_t i = 0; i < b->flights; i++) {
-        settle(r, &b->outcomes[i]);
+        settle(&b->outcomes[i]);
         publish(r, &b->outcomes[i]);
     }
     batch_clear(b);
@@ -359,7 +361,7 @@ void recorder_store(struct recorder *r, uint64_t now_ns)
     struct recorder_batch *b = r->batch;
     size_t n;
 
-    if (store_busy(r->store) || now_ns < r->retry_at_ns ||
+    if (store_busy(r->store) || !store_up(r->store) || now_ns < r->retry_at_ns ||
         (r->pending_count == 0 && r->count_count == 0))
         return;
     n = choose(r);
@@ -373,5 +375,6 @@ void recorder_store(struct recorder *r, uint64_t now_ns)
     }
     add_counts(r);
     slot_beat(r->shm, clock_now_ns());
-    store_write(r->store, b->rows, b->row_count, STORE_TIMEOUT_NS, on_written, r);
+    store_write(r->store, b->rows, b->row_count, r->ctx->config->commit_timeout_ns,
+                on_written, r);
 }

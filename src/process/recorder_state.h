@@ -37,7 +37,6 @@ struct recorder {
     const struct child_context *ctx;
     struct shm *shm;
     struct store *store;
-    enum flight_stored stored_as; /* what its kind is called in a flight */
     struct event_base *base;
     struct event *wake;  /* the slot's eventfd */
     struct event *beat;  /* every BEAT_NS */
@@ -59,7 +58,9 @@ struct recorder {
     uint64_t recycled_ns;  /* when recycling last ran */
     uint64_t stopping_ns;  /* since when the service stops, 0: it runs */
     uint64_t finishing_ns; /* since when all others are gone, 0: not yet */
+    bool ready;            /* the master knows that this process works */
     bool over;             /* all done */
+    int failed;            /* what to exit with instead, EXIT_OK: nothing failed */
 };
 
 /* recorder.c: looks at one flight: whether it is to be ended or stored. */

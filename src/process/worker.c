@@ -15,7 +15,9 @@
 
 #include <errno.h>
 #include <event2/event.h>
+#include <inttypes.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "api/api.h"
@@ -257,9 +259,13 @@ static enum dac_err make_events(struct worker *w)
 /* Everything up to accepting. Returns the step that failed, NULL if none did. */
 static const char *make_parts(struct worker *w, char *why, size_t n)
 {
-    const struct store_options store = {.sqlite = w->ctx->config->sqlite};
+    const struct config *cfg = w->ctx->config;
+    char application[32];
+    const struct store_options store = {
+        .postgres = cfg->postgres, .application = application, .sqlite = cfg->sqlite};
     struct flights_options opt = {.shm = w->shm, .config = w->ctx->config};
 
+    snprintf(application, sizeof(application), "dac: worker %" PRIu32, w->ctx->ordinal);
     w->base = event_base_new();
     if (!w->base)
         return "event loop";
@@ -276,7 +282,7 @@ static const char *make_parts(struct worker *w, char *why, size_t n)
                           .config = w->ctx->config,
                           .flights = w->flights,
                           .reader = w->reader,
-                          .store_kind = "sqlite"};
+                          .store_kind = cfg->postgres ? "postgres" : "sqlite"};
     if (make_server(w) != DAC_OK)
         return "HTTP server";
     return make_events(w) == DAC_OK ? NULL : "events";

@@ -37,6 +37,8 @@ START_TEST(defaults_are_those_of_the_manual)
     ck_assert_uint_eq(cfg->max_flights, 4096);
     ck_assert_str_eq(cfg->sqlite, "/var/lib/dac/dac.db");
     ck_assert_uint_eq(cfg->done_timeout_ns, 10 * NS_PER_S);
+    ck_assert_uint_eq(cfg->commit_timeout_ns, 2 * NS_PER_S);
+    ck_assert_ptr_null(cfg->postgres);
     ck_assert_uint_eq(cfg->result_ttl_ns, 30 * NS_PER_S);
     ck_assert_uint_eq(cfg->chat_result_ttl_ns, 0);
     ck_assert_uint_eq(cfg->flight_max_bytes, 8 << 20);
@@ -237,6 +239,12 @@ static const struct {
      "dac.conf:8: log_level: \"loud\" is not known; choose error, warn, info or debug\n"
      "dac.conf:9: body_timeout: \"\" is not a duration; write it like 30s, 100ms or "
      "5m\n"},
+    {NO_ENV "[store]\npostgres = host=a passwort=hunter2\n",
+     "dac.conf:4: postgres: is no connection string of libpq (invalid connection option "
+     "...); write it as \"host=... dbname=...\" or postgresql://...\n"},
+    {NO_ENV "[store]\npostgres = postgresql://u:hunter2@h:1/d?x=y\n",
+     "dac.conf:4: postgres: is no connection string of libpq (invalid URI query "
+     "parameter: ...); write it as \"host=... dbname=...\" or postgresql://...\n"},
     {NO_ENV "workers = many\n[memory]\nshm_size = 99999999999g\nmax_flights = 8\n",
      "dac.conf:3: workers: \"many\" is not a whole number; write it like 4, or auto\n"
      "dac.conf:5: shm_size: \"99999999999g\" is not a size; write it like 4096, 64k, 48m "

@@ -1,0 +1,130 @@
+"""Turns go to PostgreSQL, once, whatever happens to the server or to the recorder."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from lib.provider import say
+from lib.service import run_dacd, until
+
+AWAY = ["PostgreSQL cannot be used", "could not store"]
+
+
+@pytest.fixture
+def pg_dac(postgres, make_dac):
+    """A dacd whose store is `postgres`."""
+    return make_dac({"store": {"postgres": postgres.conninfo(), "done_timeout": "30s"}})
+
+
+async def ask(dac, thread, i, tokens=3):
+    """One turn; its id once it was said to be stored."""
+    r = await dac.ask_json(thread, say(f"damson {i}", tokens=tokens))
+    if r.status != 200:
+        return None
+    d = r.json()
+    assert d["stored"] == "postgres", d
+    return d["turn_id"]
+
+
+def check_rows(postgres, told):
+    """What clients were told is there, whole, and nothing twice."""
+    ids = [str(r["id"]) for r in postgres.sql("SELECT id FROM turns")]
+    assert len(ids) == len(set(ids))
+    assert set(told) <= set(ids), set(told) - set(ids)
+    assert postgres.value("SELECT count(*) FROM rejected") == 0
+    messages = "(SELECT count(*) FROM messages m WHERE m.turn_id = t.id)"
+    assert postgres.value(f"SELECT count(*) FROM turns t WHERE status = 'complete' AND {messages} <> 2") == 0
+
+
+async def test_a_turn_is_stored_and_read_again(pg_dac, postgres):
+    dac = pg_dac
+    thread = await dac.thread(title="plums")
+    stream = await dac.ask_stream(thread, say("damson", tokens=5))
+    done = stream.one("done").data
+    assert done["stored"] == "postgres"
+    turn = stream.one("meta").data["turn_id"]
+    row = postgres.sql("SELECT * FROM turn_audit")[0]
+    assert str(row["id"]) == turn and row["org"] == "org_demo" and row["answer"] == stream.text
+    dac.kill_all()  # memory is gone: what follows comes from the database
+    dac.start()
+    assert (await dac.get(f"/api/turns/{turn}")).json()["stored"] == "postgres"
+    listed = (await dac.get(f"/api/threads/{thread}/messages")).json()["messages"]
+    assert [m["role"] for m in listed] == ["user", "assistant"]
+    assert await ask(dac, thread, 1)
+    assert postgres.value("SELECT count(*) FROM messages") == 4
+
+
+async def load(dac, told, stop, n=4):
+    """Clients that ask in threads of their own until `stop` is set."""
+
+    async def client(k):
+        thread = await dac.thread()
+        i = 0
+        while not stop.is_set():
+            turn = await ask(dac, thread, f"{k} {i}")
+            if turn:
+                told.append(turn)
+            i += 1
+
+    await asyncio.gather(*(client(k) for k in range(n)))
+
+
+@pytest.mark.limit(120)
+@pytest.mark.parametrize("trouble", ["terminate", "restart", "immediate", "kill the recorder"])
+async def test_what_was_told_is_stored_once(pg_dac, postgres, trouble):
+    dac = pg_dac
+    dac.allow_log = [*AWAY, "recorder", "lost"]
+    told, stop = [], asyncio.Event()
+    running = asyncio.create_task(load(dac, told, stop))
+    for _ in range(3):
+        before = len(told)
+        async with asyncio.timeout(30):
+            while len(told) < before + 8:
+                await asyncio.sleep(0.02)
+        if trouble == "terminate":
+            postgres.terminate()
+        elif trouble == "restart":
+            await asyncio.to_thread(postgres.restart)
+        elif trouble == "immediate":
+            await asyncio.to_thread(postgres.restart, "immediate")
+        else:
+            os.kill(dac.recorder(), signal.SIGKILL)
+    stop.set()
+    await running
+    check_rows(postgres, told)
+
+
+async def test_a_service_starts_while_the_server_is_away(postgres, make_dac):
+    postgres.stop()
+    dac = make_dac({"store": {"postgres": postgres.conninfo(), "done_timeout": "30s"}})
+    dac.allow_log = AWAY
+    chat = asyncio.create_task(dac.chat(say("damson")))
+    await asyncio.sleep(1)
+    assert not chat.done()
+    postgres.start()
+    r = await chat
+    assert r.status == 200
+    check_rows(postgres, [r.get("x-dac-turn-id")])
+
+
+def test_a_newer_database_ends_the_start(postgres, make_dac):
+    make_dac({"store": {"postgres": postgres.conninfo()}}).stop()
+    postgres.sql("INSERT INTO schema_migrations (version, name, applied_at) VALUES (99, 'future', now())")
+    dac = make_dac({"store": {"postgres": postgres.conninfo()}}, start=False)
+    dac.start(wait=False)
+    assert until(lambda: dac.process.poll() is not None and [dac.process.poll()], "its end") == [2]
+    assert "99" in dac.log and "newer release" in dac.log
+    dac.process = None
+
+
+def test_a_string_that_libpq_does_not_take_is_told_without_it(make_dac):
+    dac = make_dac({"store": {"postgres": "host=a passwort=hunter2"}}, start=False)
+    dac.start(wait=False)
+    until(lambda: dac.process.poll() is not None, "its end")
+    dac.process = None
+    code, out, err = run_dacd("-t", "-c", dac.conf)
+    assert code != 0
+    assert "postgres: is no connection string of libpq" in out + err
+    assert "hunter2" not in out + err
