@@ -310,7 +310,7 @@ static void batch_lost(struct recorder *r, const char *why)
 }
 
 /* What the store has said about one flight, before the world hears it. */
-static void settle(struct recorder *r, struct outcome *o)
+static void settle(struct outcome *o)
 {
     static const enum flight_stored words[] = {[STORE_IN_SQLITE] = STORED_SQLITE,
                                                [STORE_IN_POSTGRES] = STORED_POSTGRES,
@@ -338,7 +338,7 @@ static void batch_stored(struct recorder *r)
     r->pending_count -= b->flights;
     memmove(r->pending, r->pending + b->flights, r->pending_count * sizeof(*r->pending));
     for (size_t i = 0; i < b->flights; i++) {
-        settle(r, &b->outcomes[i]);
+        settle(&b->outcomes[i]);
         publish(r, &b->outcomes[i]);
     }
     batch_clear(b);
