@@ -290,6 +290,8 @@ enum dac_err index_join(struct shm *shm, const struct join_request *req,
     bucket_unlock(shm, bucket);
     if (joined)
         return DAC_OK;
+    if (req->no_lead)
+        return DAC_E_DENIED;
 
     struct flight_ref mine;
     e = flight_claim(shm, &mine);

@@ -39,6 +39,7 @@ struct join_request {
     uint64_t result_ttl_ns; /* of the new flight */
     uint64_t error_ttl_ns;
     uint64_t abandon_grace_ns;
+    bool no_lead;     /* joins what there is, or DAC_E_DENIED */
     bool no_finished; /* never a finished answer or a shared failure: joins or leads */
 };
 

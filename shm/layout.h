@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #define SHM_MAGIC          UINT64_C(0x3153544847494c46) /* "FLIGHTS1" */
-#define SHM_LAYOUT_VERSION 5u
+#define SHM_LAYOUT_VERSION 6u
 #define SHM_SLOTS          64u
 #define SHM_NO_SLOT        UINT32_C(0xff)
 #define SHM_WORKERS_MAX    28u
@@ -53,6 +53,16 @@ typedef _Atomic uint32_t shm_u32;
     X(turns_failed, "turns stored as failed")                                            \
     X(turns_unstored, "turns that the store did not take")                               \
     X(store_commits, "commits of the recorder")                                          \
+    X(store_commits_1ms, "commits that took at most 1 ms")                               \
+    X(store_commits_5ms, "commits that took at most 5 ms")                               \
+    X(store_commits_20ms, "commits that took at most 20 ms")                             \
+    X(store_commits_100ms, "commits that took at most 100 ms")                           \
+    X(store_commits_500ms, "commits that took at most 500 ms")                           \
+    X(store_commits_2s, "commits that took at most 2 s")                                 \
+    X(store_commit_us, "microseconds that commits took, together")                       \
+    X(store_rows, "rows committed, turns and others")                                    \
+    X(store_spooled, "rows committed to the spool")                                      \
+    X(store_reconnects, "connections to PostgreSQL after the first one")                 \
     X(deliveries, "stream pieces given to clients")                                      \
     X(bytes_out, "bytes given to the kernel for clients")                                \
     X(stalled_clients, "clients cut off because they took nothing")                      \
@@ -225,6 +235,18 @@ struct shm_sample {
     shm_u32 hits; /* relaxed add, by any worker */
 };
 
+/* --- how the store is doing, for workers and who looks on ----------------------------
+ */
+
+/* [W: recorder; relaxed, each word for itself] */
+struct shm_store {
+    shm_u32 up;              /* 1: the database takes batches; not the spool */
+    shm_u32 spool_full;      /* 1: no new questions are to be taken */
+    shm_u64 spool_rows;      /* that the database has not got */
+    shm_u64 spool_bytes;     /* of the file in use */
+    shm_u64 spool_oldest_us; /* wall clock, 0: it is empty */
+};
+
 /* --- header ------------------------------------------------------------------------- */
 
 struct shm_areas { /* offsets from the segment's start, in bytes */
@@ -259,6 +281,7 @@ struct shm_header {
     /* Processes started again, by enum slot_kind and reason [W: master]. */
     shm_u64 restarts[SHM_KINDS][RESTART_REASON_COUNT];
     shm_u64 reconnect_grace_ns;         /* the setting, for who looks on [W: master] */
+    struct shm_store store;             /* [W: recorder] */
     shm_u64 counters_base[SHM_C_COUNT]; /* of reaped slots [W: master] */
     SHM_ALIGNED shm_u32 flight_hand;    /* where the next claim looks first; relaxed */
     shm_u32 flights_used;               /* hint, recounted by the master; relaxed */

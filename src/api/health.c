@@ -30,6 +30,9 @@ void api_readyz(struct http_exchange *ex, void *ctx)
         p.code = "recorder_down";
         http_respond_problem(ex, &p,
                              "the recorder is not running: nothing can be stored");
+    } else if (atomic_load(&h->store.spool_full)) {
+        p.code = "spool_full";
+        http_respond_problem(ex, &p, "the database is away and the spool is full");
     } else if (api->config->provider_count == 0) {
         p.code = "no_provider";
         http_respond_problem(ex, &p, "no provider is configured");

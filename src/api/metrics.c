@@ -145,6 +145,8 @@ static void put_counters(struct buf *b, const struct shm *shm)
     char name[80];
     for (int i = 0; i < SHM_C_COUNT; i++) {
         enum shm_counter c = (enum shm_counter)i;
+        if (c >= SHM_C_store_commits_1ms && c <= SHM_C_store_commit_us)
+            continue; /* put_store() has them */
         snprintf(name, sizeof name, "dac_%s_total", shm_counter_name(c));
         put_help(b, name, "counter", shm_counter_help(c));
         buf_printf(b, "%s %llu\n", name, (unsigned long long)shm_counter_sum(shm, c));
@@ -163,6 +165,41 @@ static void put_flights(struct buf *b, const struct shm *shm)
                    flight_state_name((enum flight_state)i), by_state[i]);
     put_gauge(b, "dac_blocks", "blocks of the log pool", shm->hdr->block_count);
     put_gauge(b, "dac_blocks_free", "blocks that no flight holds", blocks_free_hint(shm));
+}
+
+static void put_store(struct buf *b, const struct shm *shm)
+{
+    static const struct {
+        enum shm_counter c;
+        const char *le;
+    } buckets[] = {{SHM_C_store_commits_1ms, "0.001"}, {SHM_C_store_commits_5ms, "0.005"},
+                   {SHM_C_store_commits_20ms, "0.02"}, {SHM_C_store_commits_100ms, "0.1"},
+                   {SHM_C_store_commits_500ms, "0.5"}, {SHM_C_store_commits_2s, "2"},
+                   {SHM_C_store_commits, "+Inf"}};
+    const struct shm_store *s = &shm->hdr->store;
+    uint64_t oldest = atomic_load(&s->spool_oldest_us);
+    uint64_t now = (uint64_t)clock_wall_us();
+
+    put_help(b, "dac_store_commit_seconds", "histogram",
+             "what the recorder's commits took, to the database or to the spool");
+    for (size_t i = 0; i < DAC_ARRAY_LEN(buckets); i++)
+        buf_printf(b, "dac_store_commit_seconds_bucket{le=\"%s\"} %llu\n", buckets[i].le,
+                   (unsigned long long)shm_counter_sum(shm, buckets[i].c));
+    buf_printf(b,
+               "dac_store_commit_seconds_sum %.6f\ndac_store_commit_seconds_count %llu\n",
+               (double)shm_counter_sum(shm, SHM_C_store_commit_us) / 1e6,
+               (unsigned long long)shm_counter_sum(shm, SHM_C_store_commits));
+    put_gauge(b, "dac_store_up", "1: the database takes turns; 0: they go to the spool",
+              atomic_load(&s->up));
+    put_gauge(b, "dac_spool_rows", "rows of the spool that the database has not got",
+              (double)atomic_load(&s->spool_rows));
+    put_gauge(b, "dac_spool_bytes", "size of the spool, kept threads included",
+              (double)atomic_load(&s->spool_bytes));
+    put_gauge(b, "dac_spool_full",
+              "1: new questions are refused, since the spool is full",
+              atomic_load(&s->spool_full));
+    put_gauge(b, "dac_spool_oldest_seconds", "how long the first row in the spool waits",
+              oldest != 0 && now > oldest ? (double)(now - oldest) / 1e6 : 0);
 }
 
 static void put_restarts(struct buf *b, const struct shm *shm)
@@ -232,6 +269,7 @@ void api_metrics(struct http_exchange *ex, void *ctx)
 
     put_counters(&b, api->shm);
     put_flights(&b, api->shm);
+    put_store(&b, api->shm);
     put_processes(&b, api->shm);
     put_providers(&b, api->shm);
     if (performance_read(api->shm, LAST_DEFAULT, &p)) {

@@ -122,6 +122,9 @@ struct config {
     /* [store] */
     char *postgres;             /* libpq connection string; NULL: SQLite; a secret */
     char *sqlite;               /* never NULL */
+    char *spool;                /* takes over while PostgreSQL is away; never NULL */
+    uint64_t spool_max_bytes;   /* of that file */
+    uint32_t thread_cache;      /* threads that it keeps readable */
     uint64_t commit_timeout_ns; /* how long one batch may take PostgreSQL */
     uint64_t done_timeout_ns;   /* how long an answer's end waits for its commit */
 

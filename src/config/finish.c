@@ -220,6 +220,12 @@ static void check_rules(struct load *l)
     if (!cfg->sqlite)
         problem_add(l->problems, l->file, line_of(cfg->origin, "store", "sqlite"),
                     "sqlite: is empty; name a database file");
+    if (!cfg->spool)
+        problem_add(l->problems, l->file, line_of(cfg->origin, "store", "spool"),
+                    "spool: is empty; name a database file");
+    if (cfg->spool && cfg->sqlite && strcmp(cfg->spool, cfg->sqlite) == 0)
+        problem_add(l->problems, l->file, line_of(cfg->origin, "store", "spool"),
+                    "spool: is the file of sqlite; name another one");
     if (cfg->postgres)
         check_postgres(l);
     if (cfg->abandon_grace_ns > cfg->abandon_grace_max_ns)

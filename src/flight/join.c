@@ -190,6 +190,9 @@ static enum dac_err make_join(const struct flights *fl, const struct ask *ask,
     jr->error_ttl_ns = fl->config->error_ttl_ns;
     jr->abandon_grace_ns = ask->abandon_grace_ns;
     jr->no_finished = ask->no_finished;
+    jr->no_lead =
+        ask->kind == FLIGHT_TURN &&
+        atomic_load_explicit(&fl->shm->hdr->store.spool_full, memory_order_relaxed) != 0;
     return e;
 }
 
@@ -269,6 +272,12 @@ static enum dac_err try_join(struct flights *fl, struct member *m, struct ask *a
         e = index_join(fl->shm, &req, &jr);
     if (e == DAC_E_FULL)
         return e;
+    if (e == DAC_E_DENIED) {
+        shm_count(fl->shm, SHM_C_refused, 1);
+        refuse_member(m, 503, "spool_full",
+                      "the database is away and the spool is full; try again later");
+        return e;
+    }
     if (e != DAC_OK) {
         shm_count(fl->shm, SHM_C_refused, 1);
         refuse_member(m, 503, e == DAC_E_BUSY ? "busy" : "no_memory",

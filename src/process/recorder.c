@@ -194,6 +194,24 @@ static void on_wake(evutil_socket_t fd, short what, void *arg)
     work(r);
 }
 
+/* Tells the world how the store is doing. */
+static void note_store(struct recorder *r)
+{
+    struct shm_store *to = &r->shm->hdr->store;
+    struct store_stats s;
+
+    store_stats(r->store, &s);
+    atomic_store_explicit(&to->up, s.up, memory_order_relaxed);
+    atomic_store_explicit(&to->spool_full, s.spool_full, memory_order_relaxed);
+    atomic_store_explicit(&to->spool_rows, s.spool_rows, memory_order_relaxed);
+    atomic_store_explicit(&to->spool_bytes, s.spool_bytes, memory_order_relaxed);
+    atomic_store_explicit(&to->spool_oldest_us, (uint64_t)s.spool_oldest_us,
+                          memory_order_relaxed);
+    if (s.reconnects > r->reconnects)
+        shm_count(r->shm, SHM_C_store_reconnects, s.reconnects - r->reconnects);
+    r->reconnects = s.reconnects;
+}
+
 static void on_beat(evutil_socket_t fd, short what, void *arg)
 {
     struct recorder *r = arg;
@@ -201,6 +219,7 @@ static void on_beat(evutil_socket_t fd, short what, void *arg)
 
     (void)fd, (void)what;
     slot_beat(r->shm, now);
+    note_store(r);
     look_at_all(r);
     recorder_recycle(r, now);
     work(r);
@@ -271,6 +290,8 @@ static void on_store_changed(void *arg)
 {
     struct recorder *r = arg;
 
+    if (r->store)
+        note_store(r);
     if (!r->ready && r->ctx->starting && store_refused(r->store)) {
         r->failed = child_fail(r->ctx, "%s", store_error(r->store));
         event_base_loopbreak(r->base);
@@ -290,6 +311,9 @@ static int open_store(struct recorder *r)
     const struct store_options opt = {.postgres = cfg->postgres,
                                       .application = "dac: recorder",
                                       .sqlite = cfg->sqlite,
+                                      .spool = cfg->spool,
+                                      .spool_max_bytes = cfg->spool_max_bytes,
+                                      .thread_cache = cfg->thread_cache,
                                       .alive = store_lives,
                                       .changed = on_store_changed,
                                       .arg = r};

@@ -45,6 +45,7 @@ struct outcome {
 
 /* Rows borrow their texts from `results`, which live until the batch is over. */
 struct recorder_batch {
+    uint64_t began_ns; /* when the store got it */
     size_t flights;
     size_t counts;
     size_t row_count;
@@ -332,7 +333,6 @@ static void batch_stored(struct recorder *r)
     r->failing = false;
     r->backoff_ns = 0;
     r->retry_at_ns = 0;
-    shm_count(r->shm, SHM_C_store_commits, 1);
     r->count_count -= b->counts;
     memmove(r->counts, r->counts + b->counts, r->count_count * sizeof(*r->counts));
     r->pending_count -= b->flights;
@@ -345,36 +345,65 @@ static void batch_stored(struct recorder *r)
     store_tidy(r->store);
 }
 
+/* By what it took, from giving the batch away to its callback. */
+static void count_commit(struct recorder *r)
+{
+    static const struct {
+        enum shm_counter c;
+        uint64_t us;
+    } buckets[] = {
+        {SHM_C_store_commits_1ms, 1000},     {SHM_C_store_commits_5ms, 5000},
+        {SHM_C_store_commits_20ms, 20000},   {SHM_C_store_commits_100ms, 100000},
+        {SHM_C_store_commits_500ms, 500000}, {SHM_C_store_commits_2s, 2000000},
+    };
+    const struct recorder_batch *b = r->batch;
+    uint64_t us = (clock_now_ns() - b->began_ns) / NS_PER_US;
+    uint64_t spooled = 0;
+
+    for (size_t i = 0; i < DAC_ARRAY_LEN(buckets); i++)
+        if (us <= buckets[i].us)
+            shm_count(r->shm, buckets[i].c, 1);
+    for (size_t i = 0; i < b->row_count; i++)
+        spooled += b->rows[i].result == DAC_OK && b->rows[i].place == STORE_IN_SPOOL;
+    shm_count(r->shm, SHM_C_store_commits, 1);
+    shm_count(r->shm, SHM_C_store_commit_us, us);
+    shm_count(r->shm, SHM_C_store_rows, b->row_count);
+    shm_count(r->shm, SHM_C_store_spooled, spooled);
+}
+
 static void on_written(void *arg, enum dac_err e)
 {
     struct recorder *r = arg;
 
-    if (e == DAC_OK)
+    if (e == DAC_OK) {
+        count_commit(r);
         batch_stored(r);
-    else
+    } else {
         batch_lost(r, store_error(r->store));
+    }
     recorder_continue(r);
 }
 
-void recorder_store(struct recorder *r, uint64_t now_ns)
-{
-    struct recorder_batch *b = r->batch;
-    size_t n;
+void recorder_store(struct recorder * r, uint64_t now_ns)
+    {
+        struct recorder_batch *b = r->batch;
+        size_t n;
 
-    if (store_busy(r->store) || !store_up(r->store) || now_ns < r->retry_at_ns ||
-        (r->pending_count == 0 && r->count_count == 0))
-        return;
-    n = choose(r);
-    for (size_t i = 0; i < n; i++) {
-        enum dac_err e = add_flight(r, r->pending[i]);
-
-        if (e != DAC_OK) {
-            batch_lost(r, dac_err_text(e));
+        if (store_busy(r->store) || !store_up(r->store) || now_ns < r->retry_at_ns ||
+            (r->pending_count == 0 && r->count_count == 0))
             return;
+        n = choose(r);
+        for (size_t i = 0; i < n; i++) {
+            enum dac_err e = add_flight(r, r->pending[i]);
+
+            if (e != DAC_OK) {
+                batch_lost(r, dac_err_text(e));
+                return;
+            }
         }
+        add_counts(r);
+        b->began_ns = clock_now_ns();
+        slot_beat(r->shm, b->began_ns);
+        store_write(r->store, b->rows, b->row_count, r->ctx->config->commit_timeout_ns,
+                    on_written, r);
     }
-    add_counts(r);
-    slot_beat(r->shm, clock_now_ns());
-    store_write(r->store, b->rows, b->row_count, r->ctx->config->commit_timeout_ns,
-                on_written, r);
-}

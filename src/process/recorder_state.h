@@ -55,6 +55,7 @@ struct recorder {
     bool failing;          /* the last batch was lost; said so in the log */
     uint64_t backoff_ns;   /* before the next try */
     uint64_t retry_at_ns;  /* 0: at once */
+    uint64_t reconnects;   /* to the database, as counted so far */
     uint64_t recycled_ns;  /* when recycling last ran */
     uint64_t stopping_ns;  /* since when the service stops, 0: it runs */
     uint64_t finishing_ns; /* since when all others are gone, 0: not yet */

@@ -261,8 +261,10 @@ static const char *make_parts(struct worker *w, char *why, size_t n)
 {
     const struct config *cfg = w->ctx->config;
     char application[32];
-    const struct store_options store = {
-        .postgres = cfg->postgres, .application = application, .sqlite = cfg->sqlite};
+    const struct store_options store = {.postgres = cfg->postgres,
+                                        .application = application,
+                                        .sqlite = cfg->sqlite,
+                                        .spool = cfg->spool};
     struct flights_options opt = {.shm = w->shm, .config = w->ctx->config};
 
     snprintf(application, sizeof(application), "dac: worker %" PRIu32, w->ctx->ordinal);

@@ -51,11 +51,13 @@ struct spooled {
     struct store core; /* first */
     struct store *pg;
     struct spool *spool;
-    struct spooled_fill *fill;
-    struct event *tick; /* drains, and tries again */
+    struct spooled_fill *fill;    /* NULL until PostgreSQL was there */
+    struct store_options reading; /* how `fill` reads; strings are the owner's */
+    struct event *tick;           /* drains, and tries again */
     enum doing doing;
     uint64_t held_ns; /* since when the core's batch waits for the one that is drained; 0:
                        * it does not */
+    bool settled;     /* PostgreSQL was reached, or could not be */
     bool away;        /* said so in the log */
     bool draining;    /* said so in the log */
     uint64_t drained_rows;
@@ -142,7 +144,7 @@ static void keep_copies(struct spooled *s)
     spool_keep(s->spool, c->rows, c->n);
     for (size_t i = 0; i < c->n; i++) {
         const struct store_turn *t = &c->rows[i].u.turn;
-        if (c->rows[i].kind == STORE_TURN && c->rows[i].result == DAC_OK &&
+        if (c->rows[i].kind == STORE_TURN && c->rows[i].result == DAC_OK && s->fill &&
             !spool_knows_history(s->spool, &t->thread_id))
             spooled_fill_want(s->fill, t->org, &t->thread_id, &t->id);
     }
@@ -339,17 +341,24 @@ static void spooled_abort(struct store *st)
 static void on_changed(void *arg)
 {
     struct spooled *s = arg;
+    char why[STORE_ERROR_SIZE];
 
+    s->settled = true;
     s->retry_at_ns = 0;
+    /* Not before: what is not migrated yet has nothing to read. */
+    if (!s->fill && store_up(s->pg) &&
+        spooled_fill_new(s->core.base, &s->reading, s->spool, &s->fill, why,
+                         sizeof why) != DAC_OK)
+        log_warn(0, "older turns are not fetched for the spool: %s", why);
     if (store_up(s->pg) && queued(s) > 0)
         arm(s, 0);
     store_changed(&s->core);
 }
 
+/* The spool always is; but at the start PostgreSQL is given its first chance. */
 static bool spooled_up(const struct store *st)
 {
-    (void)st;
-    return true; /* the spool is */
+    return ((const struct spooled *)st)->settled;
 }
 
 static bool spooled_refused(const struct store *st)
@@ -428,6 +437,7 @@ enum dac_err store_spooled_open(struct event_base *base, const struct store_opti
     snprintf(why, n, "out of memory");
     if (!s)
         return e;
+    s->reading = *opt;
     inner.changed = on_changed;
     inner.arg = s;
     inner.alive = NULL;
@@ -438,8 +448,6 @@ enum dac_err store_spooled_open(struct event_base *base, const struct store_opti
         e = spool_open(&spool, &s->spool, why, n);
     if (e == DAC_OK)
         e = store_postgres_open(base, &inner, &s->pg, why, n);
-    if (e == DAC_OK)
-        e = spooled_fill_new(base, opt, s->spool, &s->fill, why, n);
     if (e != DAC_OK) {
         spooled_close(&s->core);
         return e;

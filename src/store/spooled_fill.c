@@ -10,9 +10,10 @@
 
 #include "store/internal.h"
 
-#define WAITING_MAX 1024 /* threads; those above are left out until they are used again  \
-                          */
-#define MESSAGES 40      /* of a history, as questions take them along */
+#define WAITING_MAX                                                                      \
+    1024            /* threads; those above are left out until they are used again       \
+                     */
+#define MESSAGES 40 /* of a history, as questions take them along */
 #define BYTES    (256u << 10)
 
 struct wanted {

@@ -90,7 +90,7 @@ class Dacd:
                 "env_file": self.env_file,
                 "drain_timeout": "5s",
             },
-            "store": {"sqlite": self.db_path},
+            "store": {"sqlite": self.db_path, "spool": self.folder / "spool.db"},
         }
         if provider_url:
             self.sections["provider perplexity"] = {
