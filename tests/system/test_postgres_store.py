@@ -128,3 +128,15 @@ def test_a_string_that_libpq_does_not_take_is_told_without_it(make_dac):
     assert code != 0
     assert "postgres: is no connection string of libpq" in out + err
     assert "hunter2" not in out + err
+
+
+async def test_it_works_behind_a_pooler_in_transaction_mode(pgbouncer, postgres, make_dac):
+    dac = make_dac({"store": {"postgres": pgbouncer.conninfo(), "done_timeout": "30s"}})
+    told, stop = [], asyncio.Event()
+    running = asyncio.create_task(load(dac, told, stop))
+    async with asyncio.timeout(40):
+        while len(told) < 60:
+            await asyncio.sleep(0.02)
+    stop.set()
+    await running
+    check_rows(postgres, told)

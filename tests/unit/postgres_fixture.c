@@ -184,6 +184,10 @@ bool px_init(void)
             ">>%s/data/postgresql.conf",
             px_port, px_dir, px_dir) != 0)
         die("the server's settings could not be written");
+    if (run("sed -i '1i host all with_password 127.0.0.1/32 scram-sha-256' "
+            "%s/data/pg_hba.conf",
+            px_dir) != 0)
+        die("the server's pg_hba.conf could not be written");
     px_start();
     return true;
 }

@@ -2,6 +2,7 @@
  * A PostgreSQL server of the tests' own: a new cluster in a temporary folder, run by an
  * ordinary user, reached by a unix socket and by a port of 127.0.0.1. One for a test
  * program, a new database for each test.
+ * Everybody is trusted, but for the role "with_password" on the port.
  */
 #ifndef DAC_TESTS_POSTGRES_FIXTURE_H
 #define DAC_TESTS_POSTGRES_FIXTURE_H
