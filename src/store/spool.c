@@ -1,11 +1,6 @@
 /*
- * See spool.h. How deep the kept part of a thread is (spool_threads.depth):
- *
- *   0  some turns; older ones may be missing from a history
- *   1  as many of the newest as a history takes
- *   2  all there are
- *
- * Runs in the recorder.
+ * See spool.h. The file, its queue, and draining it; what is kept of threads is in
+ * spool_keep.c. Runs in the recorder.
  */
 #include "store/spool.h"
 
@@ -20,10 +15,9 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "store/internal.h"
+#include "store/spool_internal.h"
 #include "store/sqlite.h"
 #include "store/sqlite_writer.h"
-
-#define DROP_AT_ONCE 64 /* threads that one tidying drops */
 
 static const char own_tables[] =
     "CREATE TABLE IF NOT EXISTS spool_queue ("
@@ -36,31 +30,6 @@ static const char own_tables[] =
     "thread_id TEXT PRIMARY KEY NOT NULL, used INTEGER NOT NULL, depth INTEGER NOT NULL) "
     "STRICT, WITHOUT ROWID;"
     "CREATE INDEX IF NOT EXISTS spool_threads_by_use ON spool_threads (used)";
-
-enum {
-    S_QUEUE,
-    S_PLACEHOLDER,
-    S_TOUCH,
-    S_DEPTH,
-    S_SET_DEPTH,
-    S_TRIM_MESSAGES,
-    S_TRIM_TURNS,
-    S_TRIM_DEPTH,
-    S_NEXT,
-    S_DONE,
-    S_REJECT,
-    S_COUNT,
-    S_PAGES,
-    S_FREE_PAGES,
-    S_STALE,
-    S_DROP_MESSAGES,
-    S_DROP_TURNS,
-    S_DROP_THREAD,
-    S_DROP_INDEX,
-    S_DROP_LOOSE_MESSAGES,
-    S_DROP_LOOSE,
-    S_N
-};
 
 /* Turns of a thread that are older than its ?2 newest and not in the queue. */
 #define OLD_TURNS                                                                        \
@@ -115,22 +84,6 @@ static const char *const spool_sql[S_N] = {
     [S_DROP_LOOSE] = "DELETE FROM turns WHERE id IN (" LOOSE_TURNS ")",
 };
 
-struct spool {
-    struct store *st; /* owned; the file's ordinary tables */
-    sqlite3 *db;      /* st's */
-    sqlite3_stmt *stmt[S_N];
-    char *path; /* owned */
-    uint64_t max_bytes;
-    size_t threads_max;
-    size_t turns_kept;
-    uint64_t page_size;
-    uint64_t rows; /* in the queue */
-    int64_t oldest_us;
-    bool loose; /* turns without a thread may be left behind the queue */
-    bool stale; /* threads may be too many */
-    char error[STORE_ERROR_SIZE];
-};
-
 static const char *const kind_names[] = {[STORE_THREAD] = "thread",
                                          [STORE_TURN] = "turn",
                                          [STORE_COUNTS] = "counts",
@@ -152,7 +105,7 @@ static enum dac_err store_failed(struct spool *sp, enum dac_err e)
     return e;
 }
 
-static int run(struct spool *sp, int which)
+int spool_run(struct spool *sp, int which)
 {
     sqlite3_stmt *s = sp->stmt[which];
     int rc = sqlite3_step(s);
@@ -166,7 +119,7 @@ static int run(struct spool *sp, int which)
 
 /* --- the queue ---------------------------------------------------------------------- */
 
-static const struct id *thread_of(const struct store_row *row)
+const struct id *spool_thread_of(const struct store_row *row)
 {
     switch (row->kind) {
     case STORE_THREAD:
@@ -186,7 +139,7 @@ static const struct id *id_of(const struct store_row *row)
 {
     if (row->kind == STORE_TURN)
         return &row->u.turn.id;
-    return row->kind == STORE_COUNTS ? &row->u.counts.turn : thread_of(row);
+    return row->kind == STORE_COUNTS ? &row->u.counts.turn : spool_thread_of(row);
 }
 
 static const char *org_of(const struct store_row *row)
@@ -209,7 +162,7 @@ static int enqueue(struct spool *sp, const struct store_row *row, int64_t now_us
 {
     static const struct id none = {{0}};
     sqlite3_stmt *s = sp->stmt[S_QUEUE];
-    const struct id *thread = thread_of(row);
+    const struct id *thread = spool_thread_of(row);
     const struct store_text *title = NULL;
     int64_t at_us = 0;
     int bad;
@@ -230,7 +183,7 @@ static int enqueue(struct spool *sp, const struct store_row *row, int64_t now_us
     if (row->kind == STORE_COUNTS)
         bad |= sqlite3_bind_int64(s, 7, row->u.counts.followers) |
                sqlite3_bind_int64(s, 8, row->u.counts.hits);
-    return bad ? SQLITE_NOMEM : run(sp, S_QUEUE);
+    return bad ? SQLITE_NOMEM : spool_run(sp, S_QUEUE);
 }
 
 /* The thread was used now. One that is new here begins at `depth`. */
@@ -242,7 +195,7 @@ static int touch(struct spool *sp, const struct id *thread, int depth, int64_t n
     if ((sqlite_bind_id(s, 1, thread) | sqlite3_bind_int64(s, 2, now_us) |
          sqlite3_bind_int(s, 3, depth)) != 0)
         return SQLITE_NOMEM;
-    return run(sp, S_TOUCH);
+    return spool_run(sp, S_TOUCH);
 }
 
 static int make_placeholder(struct spool *sp, const struct store_turn *t)
@@ -252,14 +205,14 @@ static int make_placeholder(struct spool *sp, const struct store_turn *t)
     if ((sqlite_bind_id(s, 1, &t->thread_id) | sqlite_bind_str(s, 2, t->org) |
          sqlite_bind_time(s, 3, t->created_us)) != 0)
         return SQLITE_NOMEM;
-    return run(sp, S_PLACEHOLDER);
+    return spool_run(sp, S_PLACEHOLDER);
 }
 
 /* One row into the ordinary tables. A thread was looked up before it was asked in, so
  * that it is not here says nothing. */
 static enum dac_err put_row(struct spool *sp, struct store_row *row, int64_t now_us)
 {
-    const struct id *thread = thread_of(row);
+    const struct id *thread = spool_thread_of(row);
     int rc = SQLITE_OK;
     enum dac_err e;
 
@@ -279,26 +232,8 @@ static enum dac_err put_row(struct spool *sp, struct store_row *row, int64_t now
     return rc == SQLITE_OK ? DAC_OK : fail(sp, rc, "could not spool in");
 }
 
-/* Lets go of the older turns of a thread, all but those in the queue. */
-static void trim(struct spool *sp, const struct id *thread)
-{
-    static const int steps[] = {S_TRIM_MESSAGES, S_TRIM_TURNS};
-    int gone = 0;
-
-    for (size_t i = 0; i < DAC_ARRAY_LEN(steps); i++) {
-        sqlite3_stmt *s = sp->stmt[steps[i]];
-        if ((sqlite_bind_id(s, 1, thread) |
-             sqlite3_bind_int64(s, 2, (int64_t)sp->turns_kept)) != 0 ||
-            run(sp, steps[i]) != SQLITE_OK)
-            return;
-        gone = sqlite3_changes(sp->db);
-    }
-    if (gone > 0 && sqlite_bind_id(sp->stmt[S_TRIM_DEPTH], 1, thread) == 0)
-        (void)run(sp, S_TRIM_DEPTH);
-}
-
-static enum dac_err put_rows(struct spool *sp, struct store_row *rows, size_t n,
-                             bool queued)
+enum dac_err spool_put_rows(struct spool *sp, struct store_row *rows, size_t n,
+                            bool queued)
 {
     int64_t now_us = clock_wall_us();
     enum dac_err e = sqlite_writer_begin(sp->st);
@@ -313,7 +248,7 @@ static enum dac_err put_rows(struct spool *sp, struct store_row *rows, size_t n,
             continue;
         if (!queued) {
             if (rows[i].kind == STORE_TURN)
-                trim(sp, &rows[i].u.turn.thread_id);
+                spool_trim(sp, &rows[i].u.turn.thread_id);
             continue;
         }
         int rc = enqueue(sp, &rows[i], now_us);
@@ -357,7 +292,7 @@ static int recount(struct spool *sp)
     return rc;
 }
 
-static uint64_t bytes_used(struct spool *sp)
+uint64_t spool_bytes_used(struct spool *sp)
 {
     int64_t pages = 0, unused = 0;
 
@@ -369,13 +304,13 @@ static uint64_t bytes_used(struct spool *sp)
 
 enum dac_err spool_put(struct spool *sp, struct store_row *rows, size_t n)
 {
-    if (bytes_used(sp) >= sp->max_bytes) {
+    if (spool_bytes_used(sp) >= sp->max_bytes) {
         snprintf(sp->error, sizeof sp->error,
                  "spool \"%s\" has reached its limit of %" PRIu64 " bytes (spool_max)",
                  sp->path, sp->max_bytes);
         return DAC_E_FULL;
     }
-    enum dac_err e = put_rows(sp, rows, n, true);
+    enum dac_err e = spool_put_rows(sp, rows, n, true);
 
     if (e != DAC_OK)
         return e;
@@ -548,7 +483,7 @@ static int set_aside(struct spool *sp, const struct store_row *row)
          sqlite_bind_str(s, 3, org_of(row)) | sqlite_bind_str(s, 4, row->why) |
          sqlite_bind_time(s, 5, clock_wall_us())) != 0)
         return SQLITE_NOMEM;
-    return run(sp, S_REJECT);
+    return spool_run(sp, S_REJECT);
 }
 
 enum dac_err spool_done(struct spool *sp, const struct spool_batch *batch)
@@ -566,7 +501,7 @@ enum dac_err spool_done(struct spool *sp, const struct spool_batch *batch)
     if (rc == SQLITE_OK)
         rc = sqlite3_bind_int64(sp->stmt[S_DONE], 1, batch->last_seq);
     if (rc == SQLITE_OK)
-        rc = run(sp, S_DONE);
+        rc = spool_run(sp, S_DONE);
     if (rc == SQLITE_OK)
         rc = recount(sp);
     if (rc != SQLITE_OK)
@@ -585,117 +520,11 @@ void spool_batch_free(struct spool_batch *batch)
     memset(batch, 0, sizeof *batch);
 }
 
-/* --- what is kept ------------------------------------------------------------------- */
-
-/* Commits of the cache need not reach the disk: what is lost of them is in PostgreSQL. */
-static void durable(struct spool *sp, bool yes)
-{
-    (void)sqlite3_exec(sp->db,
-                       yes ? "PRAGMA synchronous = FULL" : "PRAGMA synchronous = NORMAL",
-                       NULL, NULL, NULL);
-}
-
-void spool_keep(struct spool *sp, struct store_row *rows, size_t n)
-{
-    bool worth_it = false;
-
-    for (size_t i = 0; i < n; i++) {
-        const struct id *thread = thread_of(&rows[i]);
-        if (!thread || id_is_zero(thread))
-            rows[i].result = DAC_E_STATE; /* not of the cache */
-        worth_it = worth_it || rows[i].result == DAC_OK;
-    }
-    if (!worth_it || bytes_used(sp) >= sp->max_bytes / 2)
-        return;
-    durable(sp, false);
-    if (put_rows(sp, rows, n, false) != DAC_OK)
-        log_debug(0, "spool \"%s\" does not keep %zu rows: %s", sp->path, n, sp->error);
-    durable(sp, true);
-}
-
-bool spool_knows_history(struct spool *sp, const struct id *thread)
-{
-    sqlite3_stmt *s = sp->stmt[S_DEPTH];
-    bool known = sqlite_bind_id(s, 1, thread) == 0 && sqlite3_step(s) == SQLITE_ROW &&
-                 sqlite3_column_int(s, 0) > 0;
-
-    sqlite3_reset(s);
-    return known;
-}
-
-void spool_filled(struct spool *sp, const struct id *thread, bool whole)
-{
-    sqlite3_stmt *s = sp->stmt[S_SET_DEPTH];
-
-    durable(sp, false);
-    if ((sqlite_bind_id(s, 1, thread) | sqlite3_bind_int(s, 2, whole ? 2 : 1)) == 0)
-        (void)run(sp, S_SET_DEPTH);
-    durable(sp, true);
-}
-
-static bool drop(struct spool *sp, const struct id *thread)
-{
-    static const int steps[] = {S_DROP_MESSAGES, S_DROP_TURNS, S_DROP_THREAD,
-                                S_DROP_INDEX};
-
-    for (size_t i = 0; i < DAC_ARRAY_LEN(steps); i++)
-        if (sqlite_bind_id(sp->stmt[steps[i]], 1, thread) != 0 ||
-            run(sp, steps[i]) != SQLITE_OK)
-            return false;
-    return true;
-}
-
-/* Drops threads above the limit, least recently used first, and trims the others. */
-static void drop_stale(struct spool *sp)
-{
-    struct id stale[DROP_AT_ONCE];
-    size_t n = 0;
-    sqlite3_stmt *s = sp->stmt[S_STALE];
-
-    if ((sqlite3_bind_int64(s, 1, (int64_t)sp->threads_max) |
-         sqlite3_bind_int(s, 2, DROP_AT_ONCE)) == 0)
-        while (n < DROP_AT_ONCE && sqlite3_step(s) == SQLITE_ROW)
-            if (sqlite_read_id(s, 0, &stale[n]))
-                n++;
-    sqlite3_reset(s);
-    sqlite3_clear_bindings(s);
-    for (size_t i = 0; i < n; i++)
-        if (!drop(sp, &stale[i]))
-            break;
-    sp->stale = n == DROP_AT_ONCE;
-}
-
-static void drop_loose(struct spool *sp)
-{
-    sp->loose = false;
-    if (run(sp, S_DROP_LOOSE_MESSAGES) == SQLITE_OK)
-        (void)run(sp, S_DROP_LOOSE);
-}
-
-void spool_tidy(struct spool *sp)
-{
-    bool loose = sp->loose && sp->rows == 0;
-
-    if (sp->stale || loose) {
-        durable(sp, false);
-        if (sqlite_writer_begin(sp->st) == DAC_OK) {
-            if (sp->stale)
-                drop_stale(sp);
-            if (loose)
-                drop_loose(sp);
-            if (sqlite_writer_commit(sp->st) != DAC_OK)
-                sqlite_writer_rollback(sp->st);
-        }
-        durable(sp, true);
-    }
-    store_tidy(sp->st);
-}
-
 /* --- life --------------------------------------------------------------------------- */
 
 void spool_stats(struct spool *sp, struct spool_stats *out)
 {
-    uint64_t used = bytes_used(sp);
+    uint64_t used = spool_bytes_used(sp);
 
     *out = (struct spool_stats){.rows = sp->rows,
                                 .bytes = used,

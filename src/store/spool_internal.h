@@ -1,0 +1,69 @@
+/*
+ * What the files of the spool share. The file's own tables: the queue, and an index of
+ * the threads that are kept, with how deep each of them is:
+ *
+ *   0  some turns; older ones may be missing from a history
+ *   1  as many of the newest as a history takes
+ *   2  all there are
+ */
+#ifndef DAC_STORE_SPOOL_INTERNAL_H
+#define DAC_STORE_SPOOL_INTERNAL_H
+
+#include <sqlite3.h>
+
+#include "store/internal.h"
+#include "store/spool.h"
+
+enum {
+    S_QUEUE,
+    S_PLACEHOLDER,
+    S_TOUCH,
+    S_DEPTH,
+    S_SET_DEPTH,
+    S_TRIM_MESSAGES,
+    S_TRIM_TURNS,
+    S_TRIM_DEPTH,
+    S_NEXT,
+    S_DONE,
+    S_REJECT,
+    S_COUNT,
+    S_PAGES,
+    S_FREE_PAGES,
+    S_STALE,
+    S_DROP_MESSAGES,
+    S_DROP_TURNS,
+    S_DROP_THREAD,
+    S_DROP_INDEX,
+    S_DROP_LOOSE_MESSAGES,
+    S_DROP_LOOSE,
+    S_N
+};
+
+struct spool {
+    struct store *st; /* owned; the file's ordinary tables */
+    sqlite3 *db;      /* st's */
+    sqlite3_stmt *stmt[S_N];
+    char *path; /* owned */
+    uint64_t max_bytes;
+    size_t threads_max;
+    size_t turns_kept;
+    uint64_t page_size;
+    uint64_t rows; /* in the queue */
+    int64_t oldest_us;
+    bool loose; /* turns without a thread may be left behind the queue */
+    bool stale; /* threads may be too many */
+    char error[STORE_ERROR_SIZE];
+};
+
+/* Runs a statement to its end, and forgets what was bound. SQLite's code. */
+int spool_run(struct spool *sp, int which);
+/* One transaction; `queued`: for PostgreSQL, not only to be kept. */
+enum dac_err spool_put_rows(struct spool *sp, struct store_row *rows, size_t n,
+                            bool queued);
+uint64_t spool_bytes_used(struct spool *sp);
+/* Whose thread a row is; NULL: of none. */
+const struct id *spool_thread_of(const struct store_row *row);
+/* Lets go of the older turns of a thread, all but those in the queue. */
+void spool_trim(struct spool *sp, const struct id *thread);
+
+#endif

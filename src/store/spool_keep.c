@@ -1,0 +1,131 @@
+/*
+ * What the spool keeps of threads beyond the queue: a cache by least recent use, of turns
+ * that PostgreSQL has as well. Runs in the recorder.
+ */
+#include "base/log.h"
+#include "store/spool_internal.h"
+#include "store/sqlite.h"
+#include "store/sqlite_writer.h"
+
+#define DROP_AT_ONCE 64 /* threads that one tidying drops */
+
+/* Commits of the cache need not reach the disk: what is lost of them is in PostgreSQL. */
+static void durable(struct spool *sp, bool yes)
+{
+    (void)sqlite3_exec(sp->db,
+                       yes ? "PRAGMA synchronous = FULL" : "PRAGMA synchronous = NORMAL",
+                       NULL, NULL, NULL);
+}
+
+void spool_trim(struct spool *sp, const struct id *thread)
+{
+    static const int steps[] = {S_TRIM_MESSAGES, S_TRIM_TURNS};
+    int gone = 0;
+
+    for (size_t i = 0; i < DAC_ARRAY_LEN(steps); i++) {
+        sqlite3_stmt *s = sp->stmt[steps[i]];
+        if ((sqlite_bind_id(s, 1, thread) |
+             sqlite3_bind_int64(s, 2, (int64_t)sp->turns_kept)) != 0 ||
+            spool_run(sp, steps[i]) != SQLITE_OK)
+            return;
+        gone = sqlite3_changes(sp->db);
+    }
+    if (gone > 0 && sqlite_bind_id(sp->stmt[S_TRIM_DEPTH], 1, thread) == 0)
+        (void)spool_run(sp, S_TRIM_DEPTH);
+}
+
+void spool_keep(struct spool *sp, struct store_row *rows, size_t n)
+{
+    bool worth_it = false;
+
+    for (size_t i = 0; i < n; i++) {
+        const struct id *thread = spool_thread_of(&rows[i]);
+        if (!thread || id_is_zero(thread))
+            rows[i].result = DAC_E_STATE; /* not of the cache */
+        worth_it = worth_it || rows[i].result == DAC_OK;
+    }
+    if (!worth_it || spool_bytes_used(sp) >= sp->max_bytes / 2)
+        return;
+    durable(sp, false);
+    if (spool_put_rows(sp, rows, n, false) != DAC_OK)
+        log_debug(0, "spool \"%s\" does not keep %zu rows: %s", sp->path, n, sp->error);
+    durable(sp, true);
+}
+
+bool spool_knows_history(struct spool *sp, const struct id *thread)
+{
+    sqlite3_stmt *s = sp->stmt[S_DEPTH];
+    bool known = sqlite_bind_id(s, 1, thread) == 0 && sqlite3_step(s) == SQLITE_ROW &&
+                 sqlite3_column_int(s, 0) > 0;
+
+    sqlite3_reset(s);
+    return known;
+}
+
+void spool_filled(struct spool *sp, const struct id *thread, bool whole)
+{
+    sqlite3_stmt *s = sp->stmt[S_SET_DEPTH];
+
+    durable(sp, false);
+    if ((sqlite_bind_id(s, 1, thread) | sqlite3_bind_int(s, 2, whole ? 2 : 1)) == 0)
+        (void)spool_run(sp, S_SET_DEPTH);
+    durable(sp, true);
+}
+
+static bool drop(struct spool *sp, const struct id *thread)
+{
+    static const int steps[] = {S_DROP_MESSAGES, S_DROP_TURNS, S_DROP_THREAD,
+                                S_DROP_INDEX};
+
+    for (size_t i = 0; i < DAC_ARRAY_LEN(steps); i++)
+        if (sqlite_bind_id(sp->stmt[steps[i]], 1, thread) != 0 ||
+            spool_run(sp, steps[i]) != SQLITE_OK)
+            return false;
+    return true;
+}
+
+/* Drops threads above the limit, least recently used first, and trims the others. */
+static void drop_stale(struct spool *sp)
+{
+    struct id stale[DROP_AT_ONCE];
+    size_t n = 0;
+    sqlite3_stmt *s = sp->stmt[S_STALE];
+
+    if ((sqlite3_bind_int64(s, 1, (int64_t)sp->threads_max) |
+         sqlite3_bind_int(s, 2, DROP_AT_ONCE)) == 0)
+        while (n < DROP_AT_ONCE && sqlite3_step(s) == SQLITE_ROW)
+            if (sqlite_read_id(s, 0, &stale[n]))
+                n++;
+    sqlite3_reset(s);
+    sqlite3_clear_bindings(s);
+    for (size_t i = 0; i < n; i++)
+        if (!drop(sp, &stale[i]))
+            break;
+    sp->stale = n == DROP_AT_ONCE;
+}
+
+static void drop_loose(struct spool *sp)
+{
+    sp->loose = false;
+    if (spool_run(sp, S_DROP_LOOSE_MESSAGES) == SQLITE_OK)
+        (void)spool_run(sp, S_DROP_LOOSE);
+}
+
+void spool_tidy(struct spool *sp)
+{
+    bool loose = sp->loose && sp->rows == 0;
+
+    if (sp->stale || loose) {
+        durable(sp, false);
+        if (sqlite_writer_begin(sp->st) == DAC_OK) {
+            if (sp->stale)
+                drop_stale(sp);
+            if (loose)
+                drop_loose(sp);
+            if (sqlite_writer_commit(sp->st) != DAC_OK)
+                sqlite_writer_rollback(sp->st);
+        }
+        durable(sp, true);
+    }
+    store_tidy(sp->st);
+}
