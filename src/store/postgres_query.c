@@ -43,12 +43,26 @@ _Static_assert(HISTORY_TURNS == STORE_HISTORY_TURNS_MAX, "histories look as far 
 
 /* --- a history --- */
 
-/* Turns newest first, numbered as they come, and those with an answer by themselves. The
- * last one only shows that there was more. */
+#define HISTORY_MOST STRING(HISTORY_TURNS)
 #define HISTORY_LENGTH                                                                   \
     "octet_length(u.content) + octet_length(a.content) + "                               \
     "coalesce(octet_length(u.citations::text), 0) + "                                    \
     "coalesce(octet_length(a.citations::text), 0)"
+/* Turns newest first, numbered as they come, that have an answer; one more than may fit,
+ * or the 1,001st, to show that there was more. The order is that of the index, in which
+ * both are found, so that messages are looked up for no turn that is not wanted. */
+#define HISTORY_TURNS_FOUND                                                              \
+    "SELECT t.n, t.id AS turn_id, u.id AS user_id, a.id AS assistant_id, u.created_at, " \
+    "a.created_at AS finished_at, u.content AS question, u.citations::text AS asked, "   \
+    "a.content AS answer, a.citations::text AS citations, " HISTORY_LENGTH " AS length " \
+    "FROM (SELECT t.id, t.created_at, row_number() OVER (ORDER BY t.created_at DESC, "   \
+    "t.id DESC) AS n FROM turns t WHERE t.thread_id = h.id AND "                         \
+    "(t.created_at, t.id) <= (c.created_at, c.id) "                                      \
+    "ORDER BY t.created_at DESC, t.id DESC LIMIT " HISTORY_MOST " + 1) t "               \
+    "JOIN messages u ON u.turn_id = t.id AND u.role = 'user' "                           \
+    "LEFT JOIN messages a ON a.turn_id = t.id AND a.role = 'assistant' "                 \
+    "WHERE a.id IS NOT NULL OR t.n > " HISTORY_MOST                                      \
+    " ORDER BY t.created_at DESC, t.id DESC LIMIT $4 / 2 + 1"
 
 static const Oid thread_types[] = {POSTGRES_UUID, POSTGRES_TEXT};
 static const Oid threads_types[] = {POSTGRES_TEXT, POSTGRES_INT8, POSTGRES_UUID};
@@ -92,35 +106,10 @@ const struct postgres_statement postgres_query_statements[PQ_N] = {
          "CASE WHEN p.fits THEN p.question END, CASE WHEN p.fits THEN p.asked END, "
          "CASE WHEN p.fits THEN p.answer END, CASE WHEN p.fits THEN p.citations END "
          "FROM threads h LEFT JOIN turns c ON c.id = $3 AND c.thread_id = h.id "
-         "LEFT JOIN LATERAL (SELECT l.*, "
-         "l.n <= " STRING(
-             HISTORY_TURNS) " AND 2 * row_number() OVER w <= $4 AND "
-                            "sum(l.length) OVER w <= $5 AS fits FROM (SELECT t.n, t.id "
-                            "AS turn_id, "
-                            "u.id AS user_id, a.id AS assistant_id, u.created_at, "
-                            "a.created_at AS finished_at, u.content AS question, "
-                            "u.citations::text AS asked, a.content AS answer, "
-                            "a.citations::text AS citations, " HISTORY_LENGTH
-                            " AS length "
-                            "FROM (SELECT t.id, row_number() OVER (ORDER BY t.created_at "
-                            "DESC, t.id DESC) "
-                            "AS n FROM turns t WHERE t.thread_id = h.id AND "
-                            "(t.created_at, t.id) <= (c.created_at, c.id) "
-                            "ORDER BY t.created_at DESC, t.id DESC LIMIT " STRING(
-                                HISTORY_TURNS) " + 1) t "
-                                               "JOIN messages u ON u.turn_id = t.id AND "
-                                               "u.role = 'user' "
-                                               "LEFT JOIN messages a ON a.turn_id = t.id "
-                                               "AND a.role = 'assistant' "
-                                               "WHERE a.id IS NOT NULL OR t.n > " STRING(
-                                                   HISTORY_TURNS) " ORDER BY t.n LIMIT "
-                                                                  "$4 / 2 + 1) l WINDOW "
-                                                                  "w AS (ORDER BY l.n)) "
-                                                                  "p ON true "
-                                                                  "WHERE h.id = $1 AND "
-                                                                  "h.org = $2 AND "
-                                                                  "h.deleted_at IS NULL "
-                                                                  "ORDER BY p.n DESC",
+         "LEFT JOIN LATERAL (SELECT l.*, l.n <= " HISTORY_MOST
+         " AND 2 * row_number() OVER w <= $4 AND sum(l.length) OVER w <= $5 AS fits "
+         "FROM (" HISTORY_TURNS_FOUND ") l WINDOW w AS (ORDER BY l.n)) p ON true "
+         "WHERE h.id = $1 AND h.org = $2 AND h.deleted_at IS NULL ORDER BY p.n DESC",
          5, history_types},
     [PQ_TURN] =
         {"SELECT t.id, t.thread_id, t.provider, t.model, t.status, t.finish_reason, "
