@@ -46,6 +46,7 @@ struct local_flight *local_new(struct flights *fl, struct flight_ref ref)
     TAILQ_INIT(&lf->live);
     TAILQ_INIT(&lf->waiting);
     TAILQ_INIT(&lf->lagging);
+    TAILQ_INIT(&lf->stalled);
     cursor_begin(lf, &lf->cursor, &lf->at);
     memcpy(turn.b, f->turn_id, sizeof turn.b);
     id_format(&turn, lf->view.turn_id);
@@ -314,7 +315,7 @@ void flights_free(struct flights *fl)
         lf->running = false;
         struct member *m;
         while ((m = TAILQ_FIRST(&lf->live)) || (m = TAILQ_FIRST(&lf->waiting)) ||
-               (m = TAILQ_FIRST(&lf->lagging))) {
+               (m = TAILQ_FIRST(&lf->lagging)) || (m = TAILQ_FIRST(&lf->stalled))) {
             m->ex = NULL;
             member_free(m);
         }
