@@ -53,6 +53,10 @@ int child_enter(const struct child_context *ctx)
 {
     set_signals();
     set_name(ctx);
+    /* One that comes to run only now is to stay out: a recorder that is the dead master's
+     * heir may have freed a slot in which nobody seemed to be. */
+    if (child_orphaned(ctx))
+        return EXIT_START;
     segment_enter_child(ctx->shm, ctx->slot);
     slot_enter(ctx->shm, clock_now_ns());
     if (privileges_drop(ctx->privileges) != DAC_OK)
