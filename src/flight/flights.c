@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "flight/internal.h"
+#include "flight/key.h"
 #include "shm/pacer.h"
 #include "shm/wake.h"
 
@@ -269,8 +270,10 @@ enum dac_err flights_new(const struct flights_options *opt, struct flights **out
     struct flights *fl = calloc(1, sizeof *fl);
     enum dac_err e = DAC_E_NOMEM;
 
-    if (!fl)
+    if (!fl || key_init() != DAC_OK) {
+        free(fl);
         return e;
+    }
     fl->base = opt->base;
     fl->shm = opt->shm;
     fl->config = opt->config;
