@@ -30,7 +30,7 @@
 
 #define HEIR_WAIT_NS        (15 * NS_PER_S) /* beyond drain_timeout, for dying workers */
 #define RECYCLE_INTERVAL_NS (10 * NS_PER_MS)
-#define STORE_WAIT_NS       (10 * NS_PER_S) /* for a lock of the store, at the start */
+#define STORE_WAIT_NS       (5 * NS_PER_S) /* for a lock of the store, at the start */
 
 /* --- looking --------------------------------------------------------------------------
  */
