@@ -71,6 +71,7 @@ UNIT_HELPERS := $(filter-out tests/unit/test_%,$(sort $(wildcard tests/unit/*.c)
 SHM_HELPERS := $(filter-out tests/shm/test_%,$(sort $(wildcard tests/shm/*.c)))
 # What system tests start beside the service.
 SYSTEM_TOOLS := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/system/*.c)))
+FAULTS := $(patsubst %.c,$(BUILD)/%.so,$(wildcard tests/faults/*.c))
 FUZZERS := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/fuzz/fuzz_*.c)))
 
 SRCS := $(LIB_SRCS) $(foreach p,$(PROGRAMS),$($(p)_SRCS)) \
@@ -170,6 +171,12 @@ $(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(LIB)
 	$(say) LINK $@
 	$(Q)$(LINK) -fsanitize=fuzzer -o $@ $< $(LIB) $(LIB_LIBS) $(LIBS) -lm
 
+# To be preloaded into dacd, and so without what the build links or instruments.
+$(BUILD)/tests/faults/%.so: tests/faults/%.c $(CONF)/config.mk
+	$(say) LINK $@
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(DAC_STD) $(DAC_WARN) -Wno-pedantic -O1 -g -fPIC -shared -o $@ $<
+
 .PHONY: $(ALL_PROGRAMS)
 $(PROGRAMS): %: $(BUILD)/%
 .SECONDARY:
@@ -213,6 +220,11 @@ check-systemd: all ## the service under a real systemd (root; not part of check)
 	@tools/install-deps.sh venv
 	@[ "$$(id -u)" != 0 ] || tools/install-deps.sh systemd
 	@TESTS=tests/systemd tools/run-pytest.sh systemd $(BUILD) $(PYTEST_FLAGS)
+
+.PHONY: check-faults
+check-faults: all $(FAULTS) ## fail every Nth allocation, descriptor, mapping (FAULTS_FULL=1: each)
+	@tools/install-deps.sh venv
+	@TESTS=tests/faults tools/run-pytest.sh faults $(BUILD) $(PYTEST_FLAGS)
 
 .PHONY: fuzz run-fuzzers
 fuzz: deps ## feed the parsers junk, FUZZ_SECONDS=10 each (clang)

@@ -36,13 +36,16 @@ normal)
     $build_with --no-print-directory "BUILD=$build" tests
     $build_with --no-print-directory "BUILD=$build/crash" CRASHPOINTS=1 tests
     results="$build/results/unit $build/crash/results/shm $build/results/system
-        $build/crash/results/crash $build/results/torture"
+        $build/crash/results/crash $build/results/torture
+        $build/results/faults"
     rm -f $results
     part check-unit "BUILD=$build"
     part check-shm "BUILD=$build/crash" CRASHPOINTS=1
     part check-system "BUILD=$build" "PYTEST_FLAGS=$*"
     part check-crash "BUILD=$build/crash" CRASHPOINTS=1 "PYTEST_FLAGS=$*"
     part torture "BUILD=$build" KILLS=200 JOBS=2
+    export FAULTS_SAMPLES="${FAULTS_SAMPLES:-3}"
+    part check-faults "BUILD=$build" "PYTEST_FLAGS=$*"
     ;;
 asan)
     only='-m smoke'

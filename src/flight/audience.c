@@ -5,7 +5,7 @@
  *
  * A pass takes what the log has got since the last one, encodes it once for each dialect
  * that has live members, and walks the live list. A member that does not take its piece
- * whole becomes LAGGING with a cursor of its own and costs the others nothing. The walk
+ * whole becomes STALLED with a cursor of its own and costs the others nothing. The walk
  * yields when the budget of sends is used up and goes on at `pass_next`; whoever becomes
  * live meanwhile is put at the head, where the walk has been.
  */
@@ -318,10 +318,12 @@ static void send_to(struct member *m)
         return;
     m->cursor = lf->cursor;
     m->at = lf->at;
-    if (e == DAC_E_NOMEM) {
-        http_abort(m->ex);
-        m->ex = NULL;
+    if (e != DAC_E_NOMEM) {
+        member_set_state(m, MEMBER_STALLED);
+        return;
     }
+    http_abort(m->ex);
+    m->ex = NULL;
     member_set_state(m, MEMBER_LAGGING);
 }
 
@@ -402,7 +404,8 @@ static void pass_over(struct local_flight *lf)
     }
 }
 
-/* Members that have cursors of their own, or wait. */
+/* Members that have cursors of their own, or wait. Whoever waits for a whole answer has
+ * no use for a part of it. */
 static bool others_run(struct local_flight *lf, int *budget)
 {
     struct member *m, *next;
@@ -410,6 +413,8 @@ static bool others_run(struct local_flight *lf, int *budget)
 
     if (lf->content_seen || lf->end_seen)
         for (m = TAILQ_FIRST(&lf->waiting); m; m = next) {
+            if (!lf->end_seen && !m->dialect->stream)
+                break;
             next = TAILQ_NEXT(m, link);
             all = lag_run(m, budget) && all;
         }
@@ -422,7 +427,7 @@ static bool others_run(struct local_flight *lf, int *budget)
 
 static void fail_all(struct local_flight *lf)
 {
-    struct member_list *lists[] = {&lf->live, &lf->waiting, &lf->lagging};
+    struct member_list *lists[] = {&lf->live, &lf->waiting, &lf->lagging, &lf->stalled};
 
     lf->pass_next = NULL;
     for (size_t i = 0; i < DAC_ARRAY_LEN(lists); i++) {

@@ -8,8 +8,9 @@
  *
  *   WAITING   nothing sent yet (dialects that wait for the provider's verdict, and JSON)
  *   LIVE      has everything up to the worker's cursor, and room for the next piece
- *   LAGGING   has its own cursor: replays from byte 0, or did not take the last piece
- * whole ENDING    has got everything up to END; waits for the commit
+ *   LAGGING   has its own cursor: replays from byte 0, or goes on behind a stall
+ *   STALLED   the same, and its socket is full: nobody looks at it until that has room
+ *   ENDING    has got everything up to END; waits for the commit
  */
 #ifndef DAC_FLIGHT_DIALECT_H
 #define DAC_FLIGHT_DIALECT_H
@@ -74,7 +75,13 @@ struct dialect {
                    const struct turn_result *r);
 };
 
-enum member_state { MEMBER_WAITING, MEMBER_LIVE, MEMBER_LAGGING, MEMBER_ENDING };
+enum member_state {
+    MEMBER_WAITING,
+    MEMBER_LIVE,
+    MEMBER_LAGGING,
+    MEMBER_STALLED,
+    MEMBER_ENDING
+};
 
 /* What a pass of fan-out looks at comes first, in 64 bytes. */
 struct member {

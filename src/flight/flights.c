@@ -10,6 +10,7 @@
 
 #include "base/clock.h"
 #include "flight/internal.h"
+#include "flight/key.h"
 #include "shm/pacer.h"
 #include "shm/wake.h"
 
@@ -46,6 +47,7 @@ struct local_flight *local_new(struct flights *fl, struct flight_ref ref)
     TAILQ_INIT(&lf->live);
     TAILQ_INIT(&lf->waiting);
     TAILQ_INIT(&lf->lagging);
+    TAILQ_INIT(&lf->stalled);
     cursor_begin(lf, &lf->cursor, &lf->at);
     memcpy(turn.b, f->turn_id, sizeof turn.b);
     id_format(&turn, lf->view.turn_id);
@@ -268,8 +270,10 @@ enum dac_err flights_new(const struct flights_options *opt, struct flights **out
     struct flights *fl = calloc(1, sizeof *fl);
     enum dac_err e = DAC_E_NOMEM;
 
-    if (!fl)
+    if (!fl || key_init() != DAC_OK) {
+        free(fl);
         return e;
+    }
     fl->base = opt->base;
     fl->shm = opt->shm;
     fl->config = opt->config;
@@ -314,7 +318,7 @@ void flights_free(struct flights *fl)
         lf->running = false;
         struct member *m;
         while ((m = TAILQ_FIRST(&lf->live)) || (m = TAILQ_FIRST(&lf->waiting)) ||
-               (m = TAILQ_FIRST(&lf->lagging))) {
+               (m = TAILQ_FIRST(&lf->lagging)) || (m = TAILQ_FIRST(&lf->stalled))) {
             m->ex = NULL;
             member_free(m);
         }

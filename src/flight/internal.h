@@ -66,8 +66,9 @@ struct local_flight {
     bool reader;                /* this worker's reader bit is set for it */
     bool running;               /* audience_run() is at it: it is not freed now */
     struct member_list live;    /* LIVE; newcomers at the head, where a pass has been */
-    struct member_list waiting; /* WAITING */
+    struct member_list waiting; /* WAITING: those that stream, then those that don't */
     struct member_list lagging; /* LAGGING and ENDING */
+    struct member_list stalled; /* STALLED */
     size_t member_count;
     struct blocklog_cursor cursor; /* of the live members */
     struct position at;

@@ -36,6 +36,8 @@ static struct member_list *list_of(struct local_flight *lf, enum member_state st
 {
     if (state == MEMBER_LIVE)
         return &lf->live;
+    if (state == MEMBER_STALLED)
+        return &lf->stalled;
     return state == MEMBER_WAITING ? &lf->waiting : &lf->lagging;
 }
 
@@ -60,6 +62,8 @@ static void list_insert(struct member *m, enum member_state state)
         enc->dialect = m->dialect;
         enc->live++;
         TAILQ_INSERT_HEAD(&lf->live, m, link);
+    } else if (state == MEMBER_WAITING && m->dialect->stream) {
+        TAILQ_INSERT_HEAD(&lf->waiting, m, link);
     } else {
         TAILQ_INSERT_TAIL(list_of(lf, state), m, link);
     }

@@ -4,11 +4,23 @@
  */
 #include "flight/key.h"
 
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define CANONICAL_MAX (16u << 20)
+
+static EVP_MD *sha256; /* found once: looking for it takes memory, and time */
+
+/* OpenSSL's first steps, if they find no memory, are never taken again, and what needs
+ * them crashes; so this looks whether they were taken. */
+enum dac_err key_init(void)
+{
+    if (!sha256 && OSSL_LIB_CTX_get0_global_default())
+        sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
+    return sha256 ? DAC_OK : DAC_E_NOMEM;
+}
 
 static int by_name(const void *a, const void *b)
 {
@@ -98,7 +110,7 @@ static enum dac_err field_json(EVP_MD_CTX *md, struct json_object *o)
 static EVP_MD_CTX *digest_begin(void)
 {
     EVP_MD_CTX *md = EVP_MD_CTX_new();
-    if (md && EVP_DigestInit_ex(md, EVP_sha256(), NULL) != 1) {
+    if (md && EVP_DigestInit_ex(md, sha256, NULL) != 1) {
         EVP_MD_CTX_free(md);
         md = NULL;
     }
@@ -138,7 +150,7 @@ enum dac_err key_of_request(const struct turn_request *r, const char *parent,
 /* OpenSSL takes memory for every digest. */
 static enum dac_err digest_of(const void *p, size_t n, uint8_t out[32])
 {
-    return EVP_Digest(p, n, out, NULL, EVP_sha256(), NULL) == 1 ? DAC_OK : DAC_E_NOMEM;
+    return EVP_Digest(p, n, out, NULL, sha256, NULL) == 1 ? DAC_OK : DAC_E_NOMEM;
 }
 
 enum dac_err key_private(const struct id *turn, uint8_t out[SHM_KEY_SIZE])

@@ -8,6 +8,8 @@
 #include "flight/request.h"
 #include "shm/layout.h"
 
+/* Before any other of these, once per process: finds the digest. DAC_E_NOMEM. */
+enum dac_err key_init(void) DAC_CHECK;
 /* The key of `r`: org, scope (the thread, or "chat"), provider, model, all parameters,
  * the system prompt, `parent` (NULL: none) and the last user message or, for stateless
  * chat, the canonical messages. Object members count in sorted order, so their order in

@@ -28,6 +28,8 @@ static void on_writable(struct http_exchange *ex, void *user)
 
     (void)ex;
     lf->running = true;
+    if (m->state == MEMBER_STALLED)
+        member_set_state(m, MEMBER_LAGGING);
     lag_run(m, &budget);
     lf->running = false;
     local_schedule(lf);
@@ -249,6 +251,8 @@ static bool lag_catch_up(struct member *m, int *budget)
     /* Live only at the same place as the others, and with room for the next piece. */
     if (e == DAC_E_AGAIN && m->cursor.offset == lf->cursor.offset && !lf->end_seen)
         member_set_state(m, MEMBER_LIVE);
+    else if (e == DAC_OK && !http_stream_ready(m->ex))
+        member_set_state(m, MEMBER_STALLED);
     else if (e == DAC_E_AGAIN && m->cursor.offset > lf->cursor.offset)
         local_schedule(lf); /* it overtook the shared cursor, which follows at once */
     return true;

@@ -30,7 +30,8 @@ static bool can_begin_anew(const struct member *m)
 
 static bool anyone_can(const struct local_flight *lf)
 {
-    const struct member_list *lists[] = {&lf->live, &lf->waiting, &lf->lagging};
+    const struct member_list *lists[] = {&lf->live, &lf->waiting, &lf->lagging,
+                                         &lf->stalled};
 
     for (size_t i = 0; i < DAC_ARRAY_LEN(lists); i++) {
         const struct member *m;

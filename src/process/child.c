@@ -36,6 +36,15 @@ static void set_signals(void)
     sigprocmask(SIG_SETMASK, &mask, NULL);
 }
 
+/* libevent prints to stderr by itself; 0 and 1 of its levels are for debugging. */
+static void on_event_log(int severity, const char *text)
+{
+    if (severity >= EVENT_LOG_ERR) /* it ends the process then */
+        log_error(0, "event loop: %s", text);
+    else if (severity >= EVENT_LOG_WARN)
+        log_warn(0, "event loop: %s", text);
+}
+
 static void set_name(const struct child_context *ctx)
 {
     char name[32];
@@ -53,6 +62,11 @@ int child_enter(const struct child_context *ctx)
 {
     set_signals();
     set_name(ctx);
+    event_set_log_callback(on_event_log);
+    /* One that comes to run only now is to stay out: a recorder that is the dead master's
+     * heir may have freed a slot in which nobody seemed to be. */
+    if (child_orphaned(ctx))
+        return EXIT_START;
     segment_enter_child(ctx->shm, ctx->slot);
     slot_enter(ctx->shm, clock_now_ns());
     if (privileges_drop(ctx->privileges) != DAC_OK)

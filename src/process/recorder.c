@@ -31,6 +31,7 @@
 #define HEIR_WAIT_NS        (15 * NS_PER_S) /* beyond drain_timeout, for dying workers */
 #define RECYCLE_INTERVAL_NS (10 * NS_PER_MS)
 #define WRITING_RECYCLE_NS  (50 * NS_PER_MS)
+#define STORE_WAIT_NS       (5 * NS_PER_S) /* for a lock of the store, at the start */
 
 /* --- looking --------------------------------------------------------------------------
  */
@@ -304,7 +305,9 @@ static void on_store_changed(void *arg)
 }
 
 /* Opens the store and brings it up to date; until then workers have no store to read.
- * PostgreSQL is connected and migrated from the loop. */
+ * The recorder of a master that was killed may have stopped in the middle of a commit:
+ * its lock is waited for, since a start must not depend on that. PostgreSQL is connected
+ * and migrated from the loop. */
 static int open_store(struct recorder *r)
 {
     const struct config *cfg = r->ctx->config;
@@ -317,14 +320,21 @@ static int open_store(struct recorder *r)
                                       .alive = store_lives,
                                       .changed = on_store_changed,
                                       .arg = r};
+    uint64_t until = clock_now_ns() + STORE_WAIT_NS;
     char why[512] = "";
+    bool told = false;
+    enum dac_err e;
 
-    if (store_open(r->base, &opt, &r->store, why, sizeof(why)) != DAC_OK)
-        return child_fail(r->ctx, "%s", why);
-    slot_beat(r->shm, clock_now_ns());
-    if (store_migrate(r->store, why, sizeof(why)) != DAC_OK)
-        return child_fail(r->ctx, "%s", why);
-    return EXIT_OK;
+    do {
+        slot_beat(r->shm, clock_now_ns());
+        e = r->store ? DAC_OK : store_open(r->base, &opt, &r->store, why, sizeof(why));
+        if (e == DAC_OK)
+            e = store_migrate(r->store, why, sizeof(why));
+        if (e == DAC_E_BUSY && !told)
+            log_warn(0, "%s; waiting for it", why);
+        told = told || e == DAC_E_BUSY;
+    } while (e == DAC_E_BUSY && clock_now_ns() < until && !child_orphaned(r->ctx));
+    return e == DAC_OK ? EXIT_OK : child_fail(r->ctx, "%s", why);
 }
 
 static void recorder_free(struct recorder *r)

@@ -133,6 +133,8 @@ bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word
     struct shm_flight *f = flight_at(r->shm, flight);
     struct log_view view;
     struct record_end end;
+    bool declined =
+        flight_readers(r->shm, flight) != 0 && flight_all_declined(r->shm, flight);
 
     if (w.state == FLIGHT_ORPHANED &&
         flight_adopt(r->shm, ref, FLIGHT_FETCHING) != DAC_OK)
@@ -159,8 +161,9 @@ bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word
         DAC_OK)
         return false;
     wake_readers(r->shm, flight);
-    log_info(0, "flight %u lost its fetcher and was ended as %s", flight,
+    log_info(0, "flight %u lost its fetcher and was ended as %s%s", flight,
              turn_status_name(end.status <= TURN_FAILED ? (enum turn_status)end.status
-                                                        : TURN_FAILED));
+                                                        : TURN_FAILED),
+             declined ? ": none of its readers can begin anew" : "");
     return true;
 }

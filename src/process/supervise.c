@@ -122,6 +122,9 @@ static void start_child(struct supervisor *s, struct child *c, uint64_t now_ns)
         c->pid = 0;
         slot_sweep(s->shm, c->slot);
         c->start_at_ns = now_ns + FORK_RETRY_NS;
+        if (s->starting && supervise_plan_restart(c, now_ns) > now_ns && !s->fatal[0])
+            snprintf(s->fatal, sizeof(s->fatal), "%s could not be started",
+                     child_name(c, name));
         return;
     }
     log_debug(0, "started %s as pid %d", child_name(c, name), (int)c->pid);

@@ -287,16 +287,15 @@ static enum dac_err migrate_all(struct sqlite_store *s, char *why, size_t n)
     return e;
 }
 
-static enum dac_err sqlite_store_migrate(struct store *st, char *why, size_t n)
+/* Version and migrations under one lock: two programs starting at once take turns. */
+static enum dac_err migrate_locked(struct sqlite_store *s, char *why, size_t n)
 {
-    struct sqlite_store *s = self(st);
-    enum dac_err e = DAC_OK;
-    /* Version and migrations under one lock: two programs starting at once take turns. */
     int rc = sqlite3_exec(s->db, "BEGIN IMMEDIATE", NULL, NULL, NULL);
 
     if (rc != SQLITE_OK)
         return sqlite_explain(s->db, s->path, rc, "could not lock database", why, n);
-    e = migrate_all(s, why, n);
+    enum dac_err e = migrate_all(s, why, n);
+
     if (e == DAC_OK) {
         rc = sqlite3_exec(s->db, "COMMIT", NULL, NULL, NULL);
         if (rc != SQLITE_OK)
@@ -304,10 +303,23 @@ static enum dac_err sqlite_store_migrate(struct store *st, char *why, size_t n)
     }
     if (!sqlite3_get_autocommit(s->db))
         (void)sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL);
+    return e;
+}
+
+static enum dac_err sqlite_store_migrate(struct store *st, char *why, size_t n)
+{
+    struct sqlite_store *s = self(st);
+    enum dac_err e = DAC_OK;
+    int version = 0;
+
+    /* Where there is nothing to do, nobody's lock is in the way of a start. */
+    if (sqlite_version(s->db, &version) != SQLITE_OK ||
+        version != sqlite_version_newest())
+        e = migrate_locked(s, why, n);
     if (e != DAC_OK)
         return e;
     if (!s->prepared) {
-        rc = sqlite_prepare_all(s->db, writer_sql, W_N, s->stmt);
+        int rc = sqlite_prepare_all(s->db, writer_sql, W_N, s->stmt);
         if (rc != SQLITE_OK)
             return sqlite_explain(s->db, s->path, rc, "could not use database", why, n);
         s->prepared = true;

@@ -3,6 +3,7 @@
  * used again, and one timer. After each step finished transfers are collected and what
  * was put off is done, outside of curl. Worker process, event loop thread only.
  */
+#include <openssl/ssl.h>
 #include <stdlib.h>
 
 #include "base/clock.h"
@@ -246,7 +247,7 @@ void loop_renew(struct upstream *u)
         call_lost(c);
     m = multi_new(u);
     if (!m)
-        return; /* tried again when something happens, at the next beat at the latest */
+        return; /* tried again before the next call, at the next beat at the latest */
     curl_multi_cleanup(u->multi);
     u->multi = m;
     u->damaged = false;
@@ -255,7 +256,8 @@ void loop_renew(struct upstream *u)
 enum dac_err loop_open(struct upstream *u)
 {
     h2_reset_bind();
-    if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)
+    if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK ||
+        OPENSSL_init_ssl(0, NULL) != 1) /* which curl does not look at */
         return DAC_E_NOMEM;
     u->multi = multi_new(u);
     u->timer = evtimer_new(u->base, timer_fired, u);

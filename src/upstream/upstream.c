@@ -376,6 +376,8 @@ enum dac_err upstream_start(struct upstream *u, const struct upstream_provider *
     *out = NULL;
     if (!d)
         return DAC_E_INVALID;
+    if (u->damaged && u->depth == 0)
+        loop_renew(u); /* there was no memory for it before */
     c = call_new(u);
     if (!c)
         return DAC_E_NOMEM;

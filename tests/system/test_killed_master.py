@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sqlite3
 import time
 
 import pytest
@@ -73,6 +74,21 @@ async def test_a_worker_killed_after_its_master_loses_nothing(make_dac, mock):
     os.unlink(f"/dev/shm/{dac.name}")
     dac.process = None
     stream.close()
+
+
+async def test_a_start_does_not_depend_on_a_commit_that_stands_still(make_dac):
+    """The killed master's recorder was stopped in the middle of a commit: nobody is there to end
+    it, and the next start has the store as soon as it goes on."""
+    dac = make_dac()
+    kill_master(dac)
+    until(lambda: not procs.session(dac.retired[0]), "the end of its children")
+    other = sqlite3.connect(dac.db_path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    dac.allow_log.append("holds its lock")
+    asyncio.get_running_loop().call_later(4, other.rollback)
+    await asyncio.to_thread(dac.start)
+    await dac.thread()
+    other.close()
 
 
 async def test_a_done_that_a_client_saw_is_stored(make_dac, mock):

@@ -46,6 +46,7 @@ def test_the_same_name_on_another_port_is_refused(dac):
 def test_a_port_of_another_program_is_refused(make_dac):
     dac = make_dac(start=False)
     with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         s.bind(("127.0.0.1", dac.port))
         s.listen()
         dac.allow_log = ["already in use"]

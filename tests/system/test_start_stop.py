@@ -1,9 +1,11 @@
 """How the service starts, what it says meanwhile, and how its command line answers."""
 
+import contextlib
 import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 
 import pytest
@@ -26,6 +28,45 @@ def test_it_says_what_it_is_and_becomes_ready(make_dac):
     dac.stop()
     assert dac.stop_seconds < 2
     assert "stopped" in dac.log
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Somebody else is writing to the database."""
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("BEGIN IMMEDIATE")
+        yield
+        db.execute("ROLLBACK")
+
+
+def test_a_locked_store_is_no_hindrance_to_a_start(make_dac):
+    """As when a recorder whose master was killed has not stored the rest yet."""
+    dac = make_dac()
+    dac.kill_all()
+    with locked(dac.db_path):
+        dac.start()
+    assert "holds its lock" not in dac.log
+
+
+def test_a_lock_on_a_store_that_must_be_migrated_is_waited_for(make_dac):
+    dac = make_dac(start=False)
+    with locked(dac.db_path):
+        dac.start(wait=False)
+        until(lambda: "holds its lock" in dac.log, "waiting for the lock")
+    dac.wait_ready()
+    assert dac.log.count("starting another") == 0
+
+
+def test_a_service_that_waits_for_a_lock_can_be_stopped(make_dac):
+    dac = make_dac(start=False)
+    dac.allow_log.append("holds its lock")
+    dac.expect_exit = 1
+    with locked(dac.db_path):
+        dac.start(wait=False)
+        until(lambda: "holds its lock" in dac.log, "waiting for the lock")
+        dac.stop()
+    assert dac.stop_seconds < 8
 
 
 def test_all_processes_are_found_by_their_name(dac):

@@ -108,6 +108,9 @@ class Client:
     def refusal(self, r, asked):
         """An answer that is a problem: its code is one that deaths cause, its text is pure."""
         problem = r.json()
+        if "code" not in problem:
+            self.ledger.problem("code", f"{r.status} without a code: {r.text[:300]}")
+            return
         if problem["code"] == "cancelled" and r.status == 409:
             self.ledger.answers["chat JSON, cancelled"] += 1
             if not asked.cancelled:

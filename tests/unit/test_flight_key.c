@@ -35,6 +35,11 @@ static struct json_object *json(const char *text)
     return o;
 }
 
+static void find_digest(void)
+{
+    ck_assert_int_eq(key_init(), DAC_OK);
+}
+
 static void key_of(const struct asked *a, uint8_t key[SHM_KEY_SIZE])
 {
     struct turn_request r;
@@ -170,6 +175,7 @@ int main(void)
     SRunner *r;
     int failed;
 
+    tcase_add_checked_fixture(t, find_digest, NULL);
     tcase_add_test(t, every_difference_that_counts_makes_another_key);
     tcase_add_loop_test(t, order_and_spelling_of_members_do_not_count, 0,
                         DAC_ARRAY_LEN(same_params));

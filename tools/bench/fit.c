@@ -9,9 +9,13 @@
  * by least squares of the relative errors: with plain ones the largest runs alone would
  * decide, and `a` would be their noise. A chunk is a token that came from the provider;
  * where a server falls behind it may deliver two in one send(), which is one delivery.
+ *
+ * A server's heartbeats cost the same without any client. That rate is measured first,
+ * reported by itself and taken off. Memory is what the heaps grew by since then.
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "base/clock.h"
 #include "tools/bench/bench.h"
@@ -22,8 +26,9 @@ struct span {
     struct questions questions;
     struct load load;
     struct procfs_tree tree;
-    uint64_t before_bytes, waiting_bytes; /* memory of the server's heap */
-    uint64_t cpu_ns[2], pieces[2], tokens[2];
+    uint64_t before_bytes, waiting_bytes; /* memory of the server's heaps */
+    uint64_t at_ns[2], cpu_ns[2], pieces[2], tokens[2];
+    double idle; /* CPU per time without a client */
     int reached; /* ends of the span that were seen */
 };
 
@@ -58,6 +63,7 @@ static void first_seen(void *arg, uint64_t mark)
 
     if (s->reached == 2 || token < due)
         return;
+    s->at_ns[s->reached] = clock_now_ns();
     s->cpu_ns[s->reached] = procfs_cpu_ns(&s->tree);
     s->pieces[s->reached] = s->load.pieces;
     s->tokens[s->reached] = token;
@@ -85,16 +91,44 @@ static bool run(struct span *s, struct figures *f)
         fprintf(stderr, "dac-bench: %zu followers: too few tokens arrived\n", l->clients);
         return false;
     }
-    f->chunk_us = (double)(s->cpu_ns[1] - s->cpu_ns[0]) / chunks / (double)NS_PER_US;
+    double cpu_ns = (double)(s->cpu_ns[1] - s->cpu_ns[0]) -
+                    s->idle * (double)(s->at_ns[1] - s->at_ns[0]);
+    f->chunk_us = cpu_ns / chunks / (double)NS_PER_US;
     f->deliveries = (double)(s->pieces[1] - s->pieces[0]) / chunks;
     return true;
 }
 
+/* The server before the first run. */
+struct rest {
+    uint64_t heap_bytes;
+    double idle;
+};
+
+/* Watches it do nothing. */
+static bool look_at_rest(const struct bench_options *o, struct rest *out)
+{
+    struct procfs_tree tree;
+    struct timespec pause = {.tv_sec = 3};
+    uint64_t cpu_ns, at_ns;
+
+    if (!procfs_find(o->pid, &tree)) {
+        fprintf(stderr, "dac-bench: no process %d\n", (int)o->pid);
+        return false;
+    }
+    cpu_ns = procfs_cpu_ns(&tree);
+    at_ns = clock_now_ns();
+    nanosleep(&pause, NULL);
+    out->idle =
+        (double)(procfs_cpu_ns(&tree) - cpu_ns) / (double)(clock_now_ns() - at_ns);
+    out->heap_bytes = procfs_memory(&tree).anon_bytes;
+    return true;
+}
+
 static bool run_gateway(const struct bench_options *given, size_t followers,
-                        uint64_t before_bytes, struct figures *f)
+                        const struct rest *rest, struct figures *f)
 {
     struct bench_options o = *given;
-    struct span s = {.o = &o, .before_bytes = before_bytes};
+    struct span s = {.o = &o, .before_bytes = rest->heap_bytes, .idle = rest->idle};
     bool ok;
 
     o.clients = followers;
@@ -244,14 +278,17 @@ static void print_bars(const struct fit_result *r, size_t n, struct line g, stru
     printf("```\n\n");
 }
 
-static void add_rows(const struct fit_result *res, size_t n, struct line g, struct line l,
-                     struct report *r)
+static void add_line(struct line g, struct line l, struct report *r)
 {
     report_add(r, "fit", "a", g.a, "us");
     report_add(r, "fit", "b", g.b, "us");
     report_add(r, "fit", "floor_a", l.a, "us");
     report_add(r, "fit", "floor_b", l.b, "us");
     report_add(r, "fit", "b_ratio", l.b > 0 ? g.b / l.b : 0, "");
+}
+
+static void add_rows(const struct fit_result *res, size_t n, struct report *r)
+{
     for (size_t i = 0; i < n; i++) {
         char group[32];
 
@@ -277,9 +314,11 @@ static void print_result(const struct bench_options *o, const struct fit_result 
         loop[i] = res[i].floor;
     }
     struct line g = fit(gateway, n), l = fit(loop, n);
-    add_rows(res, n, g, l, r);
-    if (o->json)
+    add_line(g, l, r);
+    if (o->json) {
+        add_rows(res, n, r);
         return;
+    }
     print_rows(res, n);
     print_bars(res, n, g, l);
 }
@@ -288,7 +327,7 @@ int bench_fit(const struct bench_options *o, struct report *r)
 {
     struct figures gateway[REPEAT_MAX] = {0}, loop[REPEAT_MAX] = {0}, warm;
     struct fit_result res[FOLLOWERS_MAX];
-    struct procfs_tree tree;
+    struct rest rest = {0};
 
     if (o->path || !o->identical || o->pid == 0 || o->tokens < 20) {
         fprintf(stderr,
@@ -296,15 +335,14 @@ int bench_fit(const struct bench_options *o, struct report *r)
                 "and needs --pid-of\n");
         return 2;
     }
-    if (!run_gateway(o, 1, 0, &warm) || !procfs_find(o->pid, &tree))
+    if (!run_gateway(o, 1, &rest, &warm) || !look_at_rest(o, &rest))
         return 1;
-    uint64_t before = procfs_memory(&tree).anon_bytes;
     for (size_t i = 0; i < o->follower_count; i++) {
         size_t n = o->followers[i];
 
         for (size_t k = 0; k < o->repeat; k++) {
-            if (!run_gateway(o, n, before, &gateway[k]) ||
-                !run_floor(o, n, (size_t)gateway[0].event_bytes, &loop[k]))
+            if (!run_gateway(o, n, &rest, &gateway[k]) ||
+                !run_floor(o, n, (size_t)gateway[k].event_bytes, &loop[k]))
                 return 1;
             fprintf(stderr, "%zu followers, run %zu: dacd %.2f us, loop %.2f us\n", n,
                     k + 1, each_us(&gateway[k], 0), each_us(&loop[k], 0));
@@ -313,6 +351,7 @@ int bench_fit(const struct bench_options *o, struct report *r)
                                      .gateway = combine(gateway, o->repeat),
                                      .floor = combine(loop, o->repeat)};
     }
+    report_add(r, "idle", "cpu_per_second", rest.idle * 1e6, "us");
     print_result(o, res, r);
     return 0;
 }

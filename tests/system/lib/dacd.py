@@ -35,9 +35,27 @@ def _lane():
     return int((os.environ.get("PYTEST_XDIST_WORKER") or "gw-1")[2:]) + 1
 
 
+_held = {}
+
+
+def _hold(port):
+    """Keeps a port for this process until it ends, also while no server of ours has it: the name
+    of an abstract socket, which leaves nothing behind."""
+    if port in _held:
+        return True
+    s = socket.socket(socket.AF_UNIX)
+    try:
+        s.bind(f"\0dac-test-port-{port}")
+    except OSError:
+        s.close()
+        return False
+    _held[port] = s
+    return True
+
+
 def free_port():
     """A port outside of the range from which the kernel takes ports by itself, so that no
-    client of another test can be given it in between."""
+    client of another test can be given it in between, and that no other run of tests has."""
     base = 12000 + 2000 * (_lane() % 9) + (os.getpid() * 7) % 1000
     while True:
         port = base + next(_counter) % 1000
@@ -47,7 +65,8 @@ def free_port():
                 s.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        return port
+        if _hold(port):
+            return port
 
 
 def write_ini(path, sections):
