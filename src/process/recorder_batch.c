@@ -384,26 +384,26 @@ static void on_written(void *arg, enum dac_err e)
     recorder_continue(r);
 }
 
-void recorder_store(struct recorder * r, uint64_t now_ns)
-    {
-        struct recorder_batch *b = r->batch;
-        size_t n;
+void recorder_store(struct recorder *r, uint64_t now_ns)
+{
+    struct recorder_batch *b = r->batch;
+    size_t n;
 
-        if (store_busy(r->store) || !store_up(r->store) || now_ns < r->retry_at_ns ||
-            (r->pending_count == 0 && r->count_count == 0))
+    if (store_busy(r->store) || !store_up(r->store) || now_ns < r->retry_at_ns ||
+        (r->pending_count == 0 && r->count_count == 0))
+        return;
+    n = choose(r);
+    for (size_t i = 0; i < n; i++) {
+        enum dac_err e = add_flight(r, r->pending[i]);
+
+        if (e != DAC_OK) {
+            batch_lost(r, dac_err_text(e));
             return;
-        n = choose(r);
-        for (size_t i = 0; i < n; i++) {
-            enum dac_err e = add_flight(r, r->pending[i]);
-
-            if (e != DAC_OK) {
-                batch_lost(r, dac_err_text(e));
-                return;
-            }
         }
-        add_counts(r);
-        b->began_ns = clock_now_ns();
-        slot_beat(r->shm, b->began_ns);
-        store_write(r->store, b->rows, b->row_count, r->ctx->config->commit_timeout_ns,
-                    on_written, r);
     }
+    add_counts(r);
+    b->began_ns = clock_now_ns();
+    slot_beat(r->shm, b->began_ns);
+    store_write(r->store, b->rows, b->row_count, r->ctx->config->commit_timeout_ns,
+                on_written, r);
+}
