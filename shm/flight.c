@@ -117,6 +117,8 @@ static void flight_reset(struct shm_flight *f)
     atomic_store_explicit(&f->stored, STORED_NO, memory_order_relaxed);
     atomic_store_explicit(&f->requests, 0, memory_order_relaxed);
     atomic_store_explicit(&f->declined, 0, memory_order_relaxed);
+    atomic_store_explicit(&f->fetcher, 0, memory_order_relaxed);
+    atomic_store_explicit(&f->batch, 0, memory_order_relaxed);
     atomic_store_explicit(&f->first_block, 0, memory_order_relaxed);
     atomic_store_explicit(&f->block_count, 0, memory_order_relaxed);
     atomic_store_explicit(&f->next, 0, memory_order_relaxed);

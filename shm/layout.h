@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #define SHM_MAGIC          UINT64_C(0x3153544847494c46) /* "FLIGHTS1" */
-#define SHM_LAYOUT_VERSION 6u
+#define SHM_LAYOUT_VERSION 7u
 #define SHM_SLOTS          64u
 #define SHM_NO_SLOT        UINT32_C(0xff)
 #define SHM_WORKERS_MAX    28u
@@ -189,6 +189,10 @@ struct shm_flight {
     shm_u32 next;        /* flight + 1 in the bucket's chain; under the lock */
     shm_u64 declined;    /* while ORPHANED: slots of readers that cannot take it over; rmw
                           * [each its own bit; master: zero before it is orphaned] */
+    shm_u32 fetcher; /* who called the provider last: a worker's ordinal + 1, 0: nobody
+                      * yet [W: owner, before FETCHING] */
+    shm_u32 batch;   /* bit 0: in a recorder's hands; above it: how many recorders died
+                      * with it there [W: recorder] */
     /* The following are written by the owner in CLAIMED, before indexing, unless noted.
      */
     SHM_ALIGNED uint8_t key[SHM_KEY_SIZE];

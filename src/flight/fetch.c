@@ -241,6 +241,9 @@ static void call_provider(struct fetch *f)
     if (f->started_ns == 0)
         f->started_ns = now;
     atomic_store_explicit(&shared(f)->fetch_ns, now, memory_order_relaxed);
+    atomic_store_explicit(&shared(f)->fetcher,
+                          atomic_load(&fl->shm->slots[fl->shm->self].ordinal) + 1,
+                          memory_order_relaxed);
     DAC_ASSERT(flight_advance(fl->shm, f->lf->ref, FLIGHT_FETCHING) == DAC_OK);
     if (messages)
         e = upstream_start(fl->upstream, &fl->providers[f->provider].upstream, &req,

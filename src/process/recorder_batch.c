@@ -13,6 +13,7 @@
  * `counts`. Recorder only.
  */
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -41,6 +42,7 @@ struct outcome {
     enum turn_status status; /* TURN_RUNNING: it is no turn, there is nothing to count */
     uint64_t followers;
     uint64_t hits;
+    char fetcher[24]; /* "worker 2", empty: nobody */
 };
 
 /* Rows borrow their texts from `results`, which live until the batch is over. */
@@ -126,6 +128,15 @@ static enum turn_status status_of(const struct turn_result *res)
     return (enum turn_status)res->end.status;
 }
 
+static void name_fetcher(const struct shm_flight *f, char *out, size_t n)
+{
+    uint32_t ordinal_1 = atomic_load(&f->fetcher);
+
+    out[0] = '\0';
+    if (ordinal_1 != 0)
+        snprintf(out, n, "worker %" PRIu32, ordinal_1 - 1);
+}
+
 static void fill_turn(struct recorder *r, const struct turn_result *res,
                       const struct outcome *o, struct store_turn *turn)
 {
@@ -150,6 +161,7 @@ static void fill_turn(struct recorder *r, const struct turn_result *res,
         .followers = (int64_t)o->followers,
         .hits = (int64_t)o->hits,
         .generation = res->generation,
+        .fetcher = text_or_null(o->fetcher),
         .created_us = f->created_us,
         .finished_us = clock_wall_us() - ended_ago_us,
         .user_message_id = res->request.user_message_id,
@@ -211,6 +223,7 @@ static enum dac_err add_flight(struct recorder *r, uint32_t flight)
     } else if (!thread && res->has_request) {
         row->kind = STORE_TURN;
         o->status = status_of(res);
+        name_fetcher(f, o->fetcher, sizeof(o->fetcher));
         fill_turn(r, res, o, &row->u.turn);
     } else {
         return DAC_OK; /* nobody asked anything */

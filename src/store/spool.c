@@ -381,11 +381,12 @@ static enum dac_err take_turn(struct spool_batch *b, sqlite3_stmt *s, const char
     t->followers = sqlite3_column_int64(s, 19);
     t->hits = sqlite3_column_int64(s, 20);
     t->generation = sqlite3_column_int(s, 21);
-    bool ok =
-        copy_word(b, s, 9, &t->provider) && copy_word(b, s, 10, &t->model) &&
-        copy_word(b, s, 11, &t->status) && copy_word(b, s, 12, &t->finish_reason) &&
-        copy_word(b, s, 13, &t->error_code) && copy_text(b, s, 26, &t->user_content) &&
-        copy_text(b, s, 28, &t->assistant_content) && copy_text(b, s, 29, &t->citations);
+    bool ok = copy_word(b, s, 9, &t->provider) && copy_word(b, s, 10, &t->model) &&
+              copy_word(b, s, 11, &t->status) && copy_word(b, s, 12, &t->finish_reason) &&
+              copy_word(b, s, 13, &t->error_code) &&
+              copy_text(b, s, 26, &t->user_content) &&
+              copy_text(b, s, 28, &t->assistant_content) &&
+              copy_text(b, s, 29, &t->citations) && copy_word(b, s, 30, &t->fetcher);
     return ok ? DAC_OK : DAC_E_NOMEM;
 }
 

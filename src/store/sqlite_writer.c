@@ -61,8 +61,8 @@ static const char *const writer_sql[W_N] = {
         "INSERT INTO turns (id, org, thread_id, provider, model, status, "
         "finish_reason, error_code, ttft_ms, latency_ms, queue_wait_ms, prompt_tokens, "
         "completion_tokens, followers, hits, generation, key_digest, created_at, "
-        "finished_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, "
-        "?14, ?15, ?16, ?17, ?18, ?19) ON CONFLICT (id) DO NOTHING",
+        "finished_at, fetcher) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, "
+        "?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20) ON CONFLICT (id) DO NOTHING",
     [W_TURN_ORG] = "SELECT org FROM turns WHERE id = ?1",
     [W_MESSAGE] =
         "INSERT INTO messages (id, turn_id, thread_id, role, content, citations, "
@@ -425,7 +425,8 @@ static int insert_turn(struct sqlite_store *s, const struct store_turn *t)
         sqlite3_bind_int64(q, 14, t->followers) | sqlite3_bind_int64(q, 15, t->hits) |
         sqlite3_bind_int(q, 16, t->generation) |
         sqlite3_bind_blob(q, 17, t->key_digest, sizeof(t->key_digest), SQLITE_STATIC) |
-        sqlite_bind_time(q, 18, t->created_us) | sqlite_bind_time(q, 19, t->finished_us);
+        sqlite_bind_time(q, 18, t->created_us) | sqlite_bind_time(q, 19, t->finished_us) |
+        sqlite_bind_str(q, 20, t->fetcher);
 
     if (bad == 0)
         rc = run(s, W_TURN);

@@ -133,6 +133,7 @@ struct store_turn fx_turn(unsigned n, unsigned thread)
         .queue_wait_ms = 0,
         .prompt_tokens = 3,
         .completion_tokens = 5,
+        .fetcher = "worker 2",
         .key_digest = {1, 2, 3},
         .created_us = FX_START_US + n * INT64_C(1000000),
         .finished_us = FX_START_US + n * INT64_C(1000000) + 500000,

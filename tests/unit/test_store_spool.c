@@ -114,6 +114,7 @@ START_TEST(everything_comes_out_as_it_went_in)
     ck_assert_str_eq(o->org, t.org);
     ck_assert_str_eq(o->model, t.model);
     ck_assert_str_eq(o->status, t.status);
+    ck_assert_str_eq(o->fetcher, t.fetcher);
     same_text(&o->user_content, &t.user_content);
     same_text(&o->assistant_content, &t.assistant_content);
     same_text(&o->citations, &t.citations);

@@ -72,7 +72,8 @@ START_TEST(a_replay_converges)
     ck_assert_int_eq(fx_int("SELECT count(*) FROM threads WHERE title = 'a title'"), 1);
     ck_assert_int_eq(
         fx_int("SELECT count(*) FROM turn_audit WHERE question = 'question' AND "
-               "answer = 'answer' AND followers = 49 AND hits = 2"),
+               "answer = 'answer' AND followers = 49 AND hits = 2 AND "
+               "fetcher = 'worker 2'"),
         1);
 }
 END_TEST
