@@ -47,10 +47,10 @@ async def test_the_one_that_took_over(dac, mock):
 async def test_nobody_where_there_was_no_call(make_dac, mock):
     """A flight that waited for the rate limit until its client left."""
     dac = make_dac({"provider perplexity": {"concurrency": 1}})
-    held = await dac.open_chat(say("Kumquat 1?", tokens=2, barrier="go"))
+    held = await dac.open_ask(await dac.thread(), say("Kumquat 1?", tokens=2, barrier="go"))
     await mock.wait(waiting=1, barrier="go")
-    waiting = await dac.open_chat(say("Kumquat 2?", tokens=2))
-    await asyncio.sleep(0.2)
+    waiting = await dac.open_ask(await dac.thread(), say("Kumquat 2?", tokens=2))
+    await waiting.until("meta")
     waiting.close()
     (turn,) = await dac.stored_turns(1)
     assert (turn["status"], turn["fetcher"]) == ("cancelled", None)

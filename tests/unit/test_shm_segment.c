@@ -117,16 +117,16 @@ START_TEST(default_layout_is_the_one_described)
     struct shm_plan p;
 
     ck_assert_int_eq(segment_plan(&opt, &p, why, sizeof(why)), DAC_OK);
-    ck_assert_uint_eq(p.block_count, 23194);
+    ck_assert_uint_eq(p.block_count, 23192);
     ck_assert_uint_eq(p.bytes_per_flight, 2392);
     ck_assert_uint_eq(p.areas.slots, 4096);
-    ck_assert_uint_eq(p.areas.dirty, 28672);
-    ck_assert_uint_eq(p.areas.pacers, 61440);
-    ck_assert_uint_eq(p.areas.buckets, 95232);
-    ck_assert_uint_eq(p.areas.flights, 357376);
-    ck_assert_uint_eq(p.areas.samples, 1405952);
-    ck_assert_uint_eq(p.areas.blocks, 2454528);
-    ck_assert_uint_eq(p.areas.data, 2826240);
+    ck_assert_uint_eq(p.areas.dirty, 32768);
+    ck_assert_uint_eq(p.areas.pacers, 65536);
+    ck_assert_uint_eq(p.areas.buckets, 99328);
+    ck_assert_uint_eq(p.areas.flights, 361472);
+    ck_assert_uint_eq(p.areas.samples, 1410048);
+    ck_assert_uint_eq(p.areas.blocks, 2458624);
+    ck_assert_uint_eq(p.areas.data, 2830336);
     ck_assert_uint_eq(p.areas.end, 50327552);
 }
 END_TEST
