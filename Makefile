@@ -210,6 +210,11 @@ check-system: all $(SYSTEM_TOOLS) ## only the system tests; PYTEST_FLAGS='-k nam
 	@tools/install-deps.sh venv
 	@tools/run-pytest.sh system $(BUILD) $(PYTEST_FLAGS)
 
+.PHONY: check-postgres
+check-postgres: all $(SYSTEM_TOOLS) ## the system tests with their turns in PostgreSQL
+	@tools/install-deps.sh venv
+	@DAC_STORE=postgres tools/run-pytest.sh postgres $(BUILD) $(PYTEST_FLAGS)
+
 .PHONY: check-crash
 check-crash: all $(SYSTEM_TOOLS) ## only the system tests of crash points (with CRASHPOINTS=1)
 	@tools/install-deps.sh venv
@@ -261,6 +266,18 @@ torture: all ## random deaths under a mixed load (KILLS=200 SEED=number JOBS=1)
 	@tools/install-deps.sh venv
 	@DAC_BUILD=$(BUILD) PYTHONDONTWRITEBYTECODE=1 .venv/bin/python tests/torture/torture.py \
 	    --kills $(or $(KILLS),200) --jobs $(or $(JOBS),1) $(if $(SEED),--seed $(SEED))
+
+.PHONY: check-store-random
+check-store-random: all ## random troubles of PostgreSQL under load (SEEDS=50 SEED=number)
+	@tools/install-deps.sh venv
+	@DAC_BUILD=$(BUILD) PYTHONDONTWRITEBYTECODE=1 .venv/bin/python tests/outage/troubles.py \
+	    --seeds $(or $(SEEDS),50) $(if $(SEED),--seed $(SEED))
+
+.PHONY: soak-outage
+soak-outage: all ## PostgreSQL is away for long, under load (MINUTES=10)
+	@tools/install-deps.sh venv
+	@DAC_BUILD=$(BUILD) PYTHONDONTWRITEBYTECODE=1 .venv/bin/python tests/outage/soak.py \
+	    --minutes $(or $(MINUTES),10)
 
 .PHONY: model
 model: ## explore the models of shm/ exhaustively (spin), and find what is broken on purpose

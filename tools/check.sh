@@ -1,10 +1,13 @@
 #!/bin/sh
 # Builds and runs all tests, goes on after a failure, and ends with the totals.
 #
-#   tools/check.sh normal BUILD [PYTEST OPTION...]   programs as they ship; the shared-memory
+#   tools/check.sh normal BUILD [PYTEST OPTION...]   programs as they ship; what is asked of the
+#                                                    store, of both kinds; the shared-memory
 #                                                    tests and those that kill dacd at each
 #                                                    crash point are of BUILD/crash; 200
-#                                                    random deaths, by another seed each time
+#                                                    random deaths and three runs of random
+#                                                    troubles of the database, by other
+#                                                    seeds each time
 #   tools/check.sh asan BUILD [PYTEST OPTION...]     all in BUILD/asan, under ASan and UBSan;
 #                                                    of the system tests those marked smoke
 #                                                    (all of them with FULL=1)
@@ -36,14 +39,16 @@ normal)
     $build_with --no-print-directory "BUILD=$build" tests
     $build_with --no-print-directory "BUILD=$build/crash" CRASHPOINTS=1 tests
     results="$build/results/unit $build/crash/results/shm $build/results/system
-        $build/crash/results/crash $build/results/torture
-        $build/results/faults"
+        $build/results/postgres $build/crash/results/crash $build/results/torture
+        $build/results/store-random $build/results/faults"
     rm -f $results
     part check-unit "BUILD=$build"
     part check-shm "BUILD=$build/crash" CRASHPOINTS=1
     part check-system "BUILD=$build" "PYTEST_FLAGS=$*"
+    part check-postgres "BUILD=$build" "PYTEST_FLAGS=-m store $*"
     part check-crash "BUILD=$build/crash" CRASHPOINTS=1 "PYTEST_FLAGS=$*"
     part torture "BUILD=$build" KILLS=200 JOBS=2
+    part check-store-random "BUILD=$build" SEEDS=3
     export FAULTS_SAMPLES="${FAULTS_SAMPLES:-3}"
     part check-faults "BUILD=$build" "PYTEST_FLAGS=$*"
     ;;

@@ -99,10 +99,13 @@ static enum dac_err fail(struct spool *sp, int rc, const char *what)
     return sqlite_explain(sp->db, sp->path, rc, what, sp->error, sizeof sp->error);
 }
 
+/* To a store a damaged file is one failure of many; here it is replaced. */
 static enum dac_err store_failed(struct spool *sp, enum dac_err e)
 {
+    enum dac_err latest = sqlite_map(sqlite3_errcode(sp->db));
+
     snprintf(sp->error, sizeof sp->error, "%s", store_error(sp->st));
-    return e;
+    return e == DAC_E_SYS && latest == DAC_E_CORRUPT ? latest : e;
 }
 
 int spool_run(struct spool *sp, int which)
@@ -258,7 +261,7 @@ enum dac_err spool_put_rows(struct spool *sp, struct store_row *rows, size_t n,
     if (e == DAC_OK) {
         e = sqlite_writer_commit(sp->st);
         if (e != DAC_OK)
-            store_failed(sp, e);
+            e = store_failed(sp, e);
     }
     if (e != DAC_OK)
         sqlite_writer_rollback(sp->st);
@@ -312,6 +315,8 @@ enum dac_err spool_put(struct spool *sp, struct store_row *rows, size_t n)
     }
     enum dac_err e = spool_put_rows(sp, rows, n, true);
 
+    if (e == DAC_E_CORRUPT && (e = spool_renew(sp)) == DAC_OK)
+        e = spool_put_rows(sp, rows, n, true);
     if (e != DAC_OK)
         return e;
     for (size_t i = 0; i < n; i++)
@@ -469,6 +474,10 @@ enum dac_err spool_next(struct spool *sp, size_t max, size_t bytes,
     sqlite3_reset(s);
     if (e == DAC_OK && rc != SQLITE_ROW && rc != SQLITE_DONE)
         e = fail(sp, rc, "could not read spool");
+    if (e == DAC_E_CORRUPT && (e = spool_renew(sp)) == DAC_OK) {
+        out->n = 0;
+        out->last_seq = 0;
+    }
     if (e == DAC_OK && out->last_seq == 0) {
         sp->rows = 0;
         sp->oldest_us = 0;
@@ -508,10 +517,10 @@ enum dac_err spool_done(struct spool *sp, const struct spool_batch *batch)
     if (rc != SQLITE_OK)
         e = fail(sp, rc, "could not take rows off spool");
     else if ((e = sqlite_writer_commit(sp->st)) != DAC_OK)
-        store_failed(sp, e);
+        e = store_failed(sp, e);
     if (e != DAC_OK)
         sqlite_writer_rollback(sp->st);
-    return e;
+    return e == DAC_E_CORRUPT ? spool_renew(sp) : e;
 }
 
 void spool_batch_free(struct spool_batch *batch)
@@ -530,7 +539,8 @@ void spool_stats(struct spool *sp, struct spool_stats *out)
     *out = (struct spool_stats){.rows = sp->rows,
                                 .bytes = used,
                                 .oldest_us = sp->rows > 0 ? sp->oldest_us : 0,
-                                .nearly_full = used >= sp->max_bytes / 10 * 9};
+                                .nearly_full =
+                                    sp->rows > 0 && used >= sp->max_bytes / 10 * 9};
 }
 
 const char *spool_error(const struct spool *sp)
@@ -600,6 +610,7 @@ static enum dac_err open_once(const struct spool_options *opt, struct spool **ou
     snprintf(why, n, "out of memory");
     if (!sp)
         return e;
+    sp->opt = *opt;
     sp->max_bytes = opt->max_bytes;
     sp->threads_max = opt->threads_max;
     sp->turns_kept = opt->turns_kept;
@@ -618,6 +629,34 @@ static enum dac_err open_once(const struct spool_options *opt, struct spool **ou
         return e;
     }
     *out = sp;
+    return DAC_OK;
+}
+
+enum dac_err spool_renew(struct spool *sp)
+{
+    char why[STORE_ERROR_SIZE];
+    struct spool_options opt = sp->opt;
+    struct spool *fresh, old;
+    enum dac_err e;
+
+    log_error(0, "%s", sp->error);
+    opt.path = sp->path;
+    if (access(sp->path, F_OK) == 0 && !rename_away(sp->path)) {
+        snprintf(sp->error, sizeof sp->error, "could not rename spool \"%s\": %s",
+                 sp->path, strerror(errno));
+        return DAC_E_SYS;
+    }
+    /* Closing it would remove files by their names, which are those of the new one. */
+    (void)sqlite3_db_config(sp->db, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL);
+    e = open_once(&opt, &fresh, why, sizeof why);
+    if (e != DAC_OK) {
+        snprintf(sp->error, sizeof sp->error, "%s", why);
+        return e;
+    }
+    old = *sp;
+    *sp = *fresh;
+    *fresh = old;
+    spool_close(fresh);
     return DAC_OK;
 }
 

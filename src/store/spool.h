@@ -33,7 +33,8 @@ struct spool_stats {
     uint64_t rows;     /* in the queue */
     uint64_t bytes;    /* of the file that are in use, kept threads included */
     int64_t oldest_us; /* when the first in the queue came; 0: it is empty */
-    bool nearly_full;  /* above nine tenths of max_bytes: newcomers are to be refused */
+    bool nearly_full; /* above nine tenths of max_bytes, with rows in the queue: newcomers
+                       * are to be refused */
 };
 
 /* The oldest rows of the queue, to be written elsewhere. Rows and texts are its own. */
@@ -52,7 +53,8 @@ enum dac_err spool_open(const struct spool_options *opt, struct spool **out, cha
 void spool_close(struct spool *sp);
 
 /* Queues a batch, in its order; each row's result as store_write() says. DAC_E_FULL: the
- * file has reached its limit, or the disk has; nothing was taken. */
+ * file has reached its limit, or the disk has; nothing was taken. A file that turns out
+ * to be damaged is set aside as at the opening, and the batch goes into a new one. */
 enum dac_err spool_put(struct spool *sp, struct store_row *rows, size_t n) DAC_CHECK;
 /* Keeps what PostgreSQL has just committed: threads, turns, titles and deletions of them.
  * A failure costs the cache, not the rows. */
@@ -63,7 +65,8 @@ bool spool_knows_history(struct spool *sp, const struct id *thread);
 void spool_filled(struct spool *sp, const struct id *thread, bool whole);
 
 /* The oldest rows, at most `max` and about `bytes` of text; an empty batch: none. The
- * caller frees it in either case. */
+ * caller frees it in either case. A damaged file is set aside, and then there are none.
+ */
 enum dac_err spool_next(struct spool *sp, size_t max, size_t bytes,
                         struct spool_batch *out) DAC_CHECK;
 /* They are stored elsewhere: takes them off the queue. What was refused there for a

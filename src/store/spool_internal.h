@@ -43,7 +43,8 @@ struct spool {
     struct store *st; /* owned; the file's ordinary tables */
     sqlite3 *db;      /* st's */
     sqlite3_stmt *stmt[S_N];
-    char *path; /* owned */
+    char *path;               /* owned */
+    struct spool_options opt; /* for spool_renew() */
     uint64_t max_bytes;
     size_t threads_max;
     size_t turns_kept;
@@ -60,6 +61,9 @@ int spool_run(struct spool *sp, int which);
 /* One transaction; `queued`: for PostgreSQL, not only to be kept. */
 enum dac_err spool_put_rows(struct spool *sp, struct store_row *rows, size_t n,
                             bool queued);
+/* The file turned out to be damaged: sets it aside and begins a new one. On failure the
+ * old one stays open, as useless as it is. */
+enum dac_err spool_renew(struct spool *sp) DAC_CHECK;
 uint64_t spool_bytes_used(struct spool *sp);
 /* Whose thread a row is; NULL: of none. */
 const struct id *spool_thread_of(const struct store_row *row);

@@ -47,9 +47,13 @@ void spool_keep(struct spool *sp, struct store_row *rows, size_t n)
     if (!worth_it || spool_bytes_used(sp) >= sp->max_bytes / 2)
         return;
     durable(sp, false);
-    if (spool_put_rows(sp, rows, n, false) != DAC_OK)
+    enum dac_err e = spool_put_rows(sp, rows, n, false);
+
+    if (e != DAC_OK)
         log_debug(0, "spool \"%s\" does not keep %zu rows: %s", sp->path, n, sp->error);
     durable(sp, true);
+    if (e == DAC_E_CORRUPT && sp->rows == 0 && spool_renew(sp) != DAC_OK)
+        log_error(0, "%s", sp->error);
 }
 
 bool spool_knows_history(struct spool *sp, const struct id *thread)
@@ -84,21 +88,29 @@ static bool drop(struct spool *sp, const struct id *thread)
     return true;
 }
 
-/* Drops threads above the limit, least recently used first, and trims the others. */
+/* Whether what is kept takes room that the queue may soon need. */
+static bool is_crowded(struct spool *sp)
+{
+    return sp->rows == 0 && spool_bytes_used(sp) >= sp->max_bytes / 2;
+}
+
+/* Drops threads above the limit, least recently used first; where the file is crowded, as
+ * many as it takes. */
 static void drop_stale(struct spool *sp)
 {
+    bool crowded = is_crowded(sp);
     struct id stale[DROP_AT_ONCE];
     size_t n = 0;
     sqlite3_stmt *s = sp->stmt[S_STALE];
 
-    if ((sqlite3_bind_int64(s, 1, (int64_t)sp->threads_max) |
+    if ((sqlite3_bind_int64(s, 1, crowded ? 0 : (int64_t)sp->threads_max) |
          sqlite3_bind_int(s, 2, DROP_AT_ONCE)) == 0)
         while (n < DROP_AT_ONCE && sqlite3_step(s) == SQLITE_ROW)
             if (sqlite_read_id(s, 0, &stale[n]))
                 n++;
     sqlite3_reset(s);
     sqlite3_clear_bindings(s);
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n && (!crowded || is_crowded(sp)); i++)
         if (!drop(sp, &stale[i]))
             break;
     sp->stale = n == DROP_AT_ONCE;
@@ -115,13 +127,13 @@ void spool_tidy(struct spool *sp)
 {
     bool loose = sp->loose && sp->rows == 0;
 
-    if (sp->stale || loose) {
+    if (sp->stale || loose || is_crowded(sp)) {
         durable(sp, false);
         if (sqlite_writer_begin(sp->st) == DAC_OK) {
-            if (sp->stale)
-                drop_stale(sp);
             if (loose)
                 drop_loose(sp);
+            if (sp->stale || is_crowded(sp))
+                drop_stale(sp);
             if (sqlite_writer_commit(sp->st) != DAC_OK)
                 sqlite_writer_rollback(sp->st);
         }

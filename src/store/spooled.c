@@ -59,6 +59,7 @@ struct spooled {
                        * it does not */
     bool settled;     /* PostgreSQL was reached, or could not be */
     bool away;        /* said so in the log */
+    bool stuck;       /* the last batch could be stored nowhere */
     bool draining;    /* said so in the log */
     uint64_t drained_rows;
     struct spool_batch batch; /* what is drained */
@@ -199,6 +200,7 @@ static void drained(struct spooled *s, enum dac_err e)
                  (unsigned long long)s->drained_rows);
         s->draining = false;
         s->drained_rows = 0;
+        spool_tidy(s->spool);
     }
     for (size_t i = 0; e == DAC_OK && i < s->batch.n; i++)
         if (s->batch.rows[i].result == DAC_E_INVALID ||
@@ -256,6 +258,7 @@ static void to_spool(struct spooled *s)
         snprintf(st->error, sizeof st->error, "%s", spool_error(s->spool));
     else
         arm(s, TICK_NS);
+    s->stuck = e != DAC_OK;
     store_finish(st, e);
 }
 
@@ -285,7 +288,7 @@ static void on_direct(void *arg, enum dac_err e)
     if (e == DAC_OK) {
         if (s->away)
             log_info(0, "turns go to PostgreSQL again");
-        s->away = false;
+        s->away = s->stuck = false;
         copy_rows(s, st->rows, st->n);
         store_finish(st, DAC_OK);
         return;
@@ -389,7 +392,7 @@ static void spooled_stats(const struct store *st, struct store_stats *out)
     out->spool_rows = spool.rows;
     out->spool_bytes = spool.bytes;
     out->spool_oldest_us = spool.oldest_us;
-    out->spool_full = spool.nearly_full;
+    out->spool_full = spool.nearly_full || s->stuck;
 }
 
 static void spooled_close(struct store *st)

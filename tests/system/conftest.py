@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from lib.dacd import BUILD, Dacd
+from lib.dacd import BUILD, STORED, Dacd
 from lib.provider import Provider
 
 
@@ -14,8 +14,20 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "smoke: also run under sanitizers by make check-asan")
     config.addinivalue_line("markers", "crashpoints: of a build with --enable-crashpoints")
     config.addinivalue_line("markers", "limit(seconds): time limit of an async test, default 60")
+    config.addinivalue_line("markers", "store: make check also runs it on PostgreSQL")
+    config.addinivalue_line("markers", "sqlite: of the SQLite store alone")
+    config.addinivalue_line("markers", "own_store: chooses its store by itself")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def pytest_collection_modifyitems(config, items):
+    """On PostgreSQL those that have nothing to say there are left out."""
+    if STORED != "postgres":
+        return
+    out = [i for i in items if any(i.get_closest_marker(m) for m in ("sqlite", "own_store"))]
+    config.hook.pytest_deselected(items=out)
+    items[:] = [i for i in items if i not in out]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -84,6 +96,7 @@ def make_dac(request, tmp_path):
         if failed or problems:
             tail = "\n".join(dac.log.splitlines()[-60:])
             print(f"--- end of {dac.log_path} ---\n{tail}")
+        dac.forget()
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
 
@@ -119,6 +132,16 @@ def postgres(make_postgres):
 
 
 @pytest.fixture
+def disk(tmp_path):
+    """A file system of 8 MiB."""
+    from lib.disk import Disk
+
+    small = Disk(tmp_path / "disk", "8m")
+    yield small
+    small.close()
+
+
+@pytest.fixture
 def pgbouncer(postgres):
     """pgbouncer in transaction mode in front of `postgres`."""
     from lib.postgres import Pgbouncer
@@ -134,8 +157,8 @@ def pytest_sessionfinish():
     import sys
 
     if "lib.postgres" in sys.modules:
-        sys.modules["lib.postgres"].remove_template()
+        sys.modules["lib.postgres"].remove_shared()
 
 
 def pytest_report_header():
-    return f"binaries: {BUILD}"
+    return f"binaries: {BUILD}, store: {STORED}"

@@ -10,6 +10,8 @@ from lib import database
 from lib.dacd import ROOT
 from lib.database import Server, add_thread, add_turn, dacctl
 
+pytestmark = pytest.mark.own_store
+
 PAGE = (ROOT / "docs/audit.md").read_text()
 HOUR = datetime.timedelta(hours=1)
 

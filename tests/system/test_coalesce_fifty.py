@@ -4,6 +4,7 @@ user message and one stored assistant message, and everyone gets the whole, same
 import pytest
 
 from lib.asks import ask, connected, gather, kinds, of_chat, of_chat_stream, until
+from lib.dacd import STORED
 from lib.provider import say
 
 
@@ -36,7 +37,7 @@ async def check(dac, mock, thread, question, answers):
     text = await mock.text(question)
     assert {a.text for a in answers} == {text}
     assert {a.finish for a in answers} == {"stop"}
-    assert {a.stored for a in answers} == {"sqlite"}
+    assert {a.stored for a in answers} == {STORED}
     assert len({a.turn_id for a in answers}) == 1
     roles = [a.role for a in answers]
     assert roles.count("leader") == 1

@@ -9,6 +9,8 @@ import pytest
 from lib import database
 from lib.database import MIGRATIONS, Server, Sqlite, dacctl
 
+pytestmark = pytest.mark.own_store
+
 KINDS = ("sqlite", "postgres")
 VIEWS = {"turn_audit", "slo_last_100", "coalesce_hourly", "incomplete_turns"}
 

@@ -11,6 +11,8 @@ import pytest
 from lib import database
 from lib.database import add_thread, add_turn, dacctl
 
+pytestmark = pytest.mark.own_store
+
 DAY = datetime.timedelta(days=1)
 HOUR = datetime.timedelta(hours=1)
 

@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from lib.dacd import STORED
 from lib.provider import say
 from lib.service import answers
 
@@ -32,7 +33,7 @@ async def test_a_running_stream_ends_in_peace(dac, mock):
     assert answers(dac.port)[0] is False
     await mock.open("go")
     await stream.rest()
-    assert stream.one("done").data["stored"] == "sqlite"
+    assert stream.one("done").data["stored"] == STORED
     assert stream.text == await mock.text(question)
     assert await ended(dac, 2) == 0
     assert [t["status"] for t in dac.turns()] == ["complete"]
@@ -100,7 +101,7 @@ async def test_a_signal_to_the_whole_group_is_one_stop(dac, mock, sig):
     await asyncio.sleep(0.5)
     await mock.open("go")
     await stream.rest()
-    assert stream.one("done").data["stored"] == "sqlite"
+    assert stream.one("done").data["stored"] == STORED
     assert stream.text == await mock.text(question)
     assert await ended(dac, 3) == 0
     assert [t["status"] for t in dac.turns()] == ["complete"]

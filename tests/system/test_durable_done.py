@@ -2,7 +2,10 @@
 
 import pytest
 
+from lib.dacd import STORED
 from lib.provider import say
+
+pytestmark = pytest.mark.store
 
 
 async def check_stored(dac, thread, turn, question, text):
@@ -72,5 +75,5 @@ async def test_the_recorder_dies_while_an_answer_runs(dac, mock):
     os.kill(dac.recorder(), 9)
     await mock.open("hold")
     await s.rest()
-    assert s.text == await mock.text(question) and s.one("done").data["stored"] == "sqlite"
+    assert s.text == await mock.text(question) and s.one("done").data["stored"] == STORED
     assert len(dac.turns()) == 1 and len(dac.messages()) == 2

@@ -5,6 +5,8 @@ import time
 import psycopg
 import pytest
 
+pytestmark = pytest.mark.own_store
+
 
 def test_a_server_stops_in_every_way_and_keeps_what_was_committed(postgres):
     postgres.sql("CREATE TABLE t (n int)", user="dac")

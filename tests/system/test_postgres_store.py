@@ -9,6 +9,8 @@ import pytest
 from lib.provider import say
 from lib.service import run_dacd, until
 
+pytestmark = pytest.mark.own_store
+
 AWAY = ["PostgreSQL cannot be used", "could not store"]
 
 

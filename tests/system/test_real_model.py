@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 
 from lib.asks import ask, gather, kinds
-from lib.dacd import free_port
+from lib.dacd import STORED, free_port
 
 ROOT = __file__.rsplit("/tests/", 1)[0]
 
@@ -53,7 +53,7 @@ async def test_fifty_clients_are_one_generation(make_dac, model):
         *[ask(dac, thread, "What is HTTP?", kind, timeout=120, **more) for kind in kinds("mixed", 50)]
     )
     assert len({a.text for a in answers}) == 1 and len(answers[0].text) > 20
-    assert {a.stored for a in answers} == {"sqlite"}
+    assert {a.stored for a in answers} == {STORED}
     await asyncio.sleep(0.2)
     assert log.read_text().count("launch_slot_") - before == 1
     assert len(dac.messages(thread)) == 2 and len(dac.turns()) == 1

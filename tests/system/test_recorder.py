@@ -8,8 +8,11 @@ import time
 
 import pytest
 
+from lib.dacd import STORED
 from lib.provider import say
 from lib.service import dacctl, until
+
+pytestmark = pytest.mark.store
 
 
 @pytest.mark.smoke
@@ -27,7 +30,7 @@ async def test_turns_are_stored_through_its_deaths(dac, mock):
 
     streams, _ = await asyncio.gather(asyncio.gather(*[ask(n) for n in range(40)]), kill())
     for s in streams:
-        assert s.one("done").data["stored"] == "sqlite"
+        assert s.one("done").data["stored"] == STORED
     assert [t["status"] for t in dac.turns()] == ["complete"] * 40
     assert len(dac.messages(thread)) == 80
 
@@ -44,6 +47,7 @@ async def test_it_is_back_within_a_tenth_of_a_second(dac):
     assert min(took) < 0.1, took
 
 
+@pytest.mark.sqlite
 async def test_done_waits_for_the_commit(make_dac, mock):
     """While the store is locked by somebody no client hears `done`; afterwards all do."""
     dac = make_dac()
@@ -59,10 +63,11 @@ async def test_done_waits_for_the_commit(make_dac, mock):
     lock.execute("ROLLBACK")
     lock.close()
     event = await ending
-    assert (event.name, event.data["stored"]) == ("done", "sqlite")
+    assert (event.name, event.data["stored"]) == ("done", STORED)
     stream.close()
 
 
+@pytest.mark.sqlite
 async def test_a_store_away_too_long_is_an_error_for_clients_and_no_loss(make_dac, mock):
     dac = make_dac({"store": {"done_timeout": "1s"}})
     dac.allow_log = ["could not store"]
@@ -79,6 +84,7 @@ async def test_a_store_away_too_long_is_an_error_for_clients_and_no_loss(make_da
     assert turn["status"] == "complete"
 
 
+@pytest.mark.sqlite
 async def test_a_stop_without_a_store_says_what_is_lost(make_dac, mock):
     dac = make_dac({"store": {"done_timeout": "1s"}})
     dac.allow_log = ["could not store", "could not be stored before the end"]

@@ -10,6 +10,8 @@ import pytest
 from lib.asks import until
 from lib.provider import say
 
+pytestmark = pytest.mark.own_store
+
 AWAY = ["PostgreSQL", "lost", "recorder", "worker"]
 
 

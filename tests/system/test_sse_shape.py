@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from lib.dacd import STORED
 from lib.provider import say
 
 
@@ -25,7 +26,7 @@ async def test_events_ids_and_headers(dac, mock):
     assert set(s.one("first_token").data) >= {"ttft_ms", "queue_wait_ms"}
     done = s.one("done").data
     assert set(done) >= {"finish_reason", "usage", "timing", "stored"}
-    assert done["finish_reason"] == "stop" and done["stored"] == "sqlite"
+    assert done["finish_reason"] == "stop" and done["stored"] == STORED
     assert done["usage"]["completion_tokens"] == 12
     count = 0
     for e in s.events:

@@ -125,6 +125,7 @@ def test_the_command_line_answers():
     assert code == 1 and "/nowhere/dac.conf" in err
 
 
+@pytest.mark.sqlite
 def test_a_store_that_cannot_be_opened_ends_the_start(make_dac, tmp_path):
     dac = make_dac({"store": {"sqlite": tmp_path / "missing" / "dac.db"}}, start=False)
     dac.allow_log = ["missing"]
@@ -179,6 +180,7 @@ def test_a_signal_during_the_start_stops_it(make_dac):
     assert dac.process.wait(10) == 0
 
 
+@pytest.mark.sqlite
 @root_only
 async def test_as_root_its_children_become_the_user(make_dac, tmp_path):
     for folder in [tmp_path, *tmp_path.parents]:

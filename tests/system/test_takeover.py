@@ -9,6 +9,7 @@ import pytest
 
 from lib import procs
 from lib.asks import connected, gather
+from lib.dacd import STORED
 from lib.provider import say
 from lib.wire import Stream
 from test_fetcher_dies import fetcher
@@ -324,6 +325,6 @@ async def test_resuming_a_turn_that_left_memory(make_dac, mock):
             method="GET",
         )
         await s.rest()
-        assert s.text == rest and s.one("done").data["stored"] == "sqlite"
+        assert s.text == rest and s.one("done").data["stored"] == STORED
         assert s.one("meta").id == position  # it can be cut off again here
     assert await mock.calls() == 1

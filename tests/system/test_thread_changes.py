@@ -6,9 +6,12 @@ import asyncio
 import pytest
 
 from lib.asks import gather
+from lib.dacd import STORED
 from lib.provider import say
 
 NOWHERE = "018f0000-0000-7000-8000-000000000001"
+
+pytestmark = pytest.mark.store
 
 
 def patch(dac, thread, body, **kw):
@@ -63,7 +66,7 @@ async def test_an_answer_that_runs_is_stored_all_the_same(dac, mock):
     assert (await delete(dac, thread)).status == 204
     await mock.open("hold")
     await s.rest()
-    assert s.one("done").data["stored"] == "sqlite" and s.text == await mock.text(question)
+    assert s.one("done").data["stored"] == STORED and s.text == await mock.text(question)
     (turn,) = await dac.stored_turns(1)
     assert turn["status"] == "complete"
 

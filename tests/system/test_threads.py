@@ -10,6 +10,8 @@ TIME = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z$")
 UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}$")
 NOWHERE = "018f0000-0000-7000-8000-000000000001"
 
+pytestmark = pytest.mark.store
+
 
 @pytest.mark.smoke
 async def test_making_and_reading(dac, mock):

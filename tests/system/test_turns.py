@@ -3,7 +3,10 @@
 import pytest
 
 from lib.asks import of_chat
+from lib.dacd import STORED
 from lib.provider import say
+
+pytestmark = pytest.mark.store
 
 
 @pytest.mark.smoke
@@ -26,7 +29,7 @@ async def test_running_then_complete_then_from_the_store(make_dac, mock):
     assert done["status"] == "complete" and done["finish_reason"] == "stop"
     assert done["user_message"]["content"] == question
     assert done["assistant_message"]["content"] == text
-    assert done["stored"] == "sqlite"
+    assert done["stored"] == STORED
     assert done["usage"]["completion_tokens"] == 6
     assert set(done["timing"]) == {"ttft_ms", "latency_ms", "queue_wait_ms"}
     dac.stop()
@@ -47,7 +50,7 @@ async def test_the_answer_of_an_ask_has_the_documented_members(dac, mock):
         "turn_id", "thread_id", "status", "user_message", "assistant_message", "finish_reason",
         "usage", "timing", "coalesce", "stored",
     }  # fmt: skip
-    assert r["thread_id"] == thread and r["coalesce"] == "leader" and r["stored"] == "sqlite"
+    assert r["thread_id"] == thread and r["coalesce"] == "leader" and r["stored"] == STORED
     assert set(r["user_message"]) >= {"id", "role", "content"}
     assert set(r["assistant_message"]) >= {"id", "role", "content", "citations"}
     assert len(r["assistant_message"]["citations"]) == 2

@@ -17,6 +17,10 @@ from lib import procs, wire
 ROOT = Path(__file__).resolve().parents[3]
 BUILD = Path(os.environ.get("DAC_BUILD") or ROOT / "build").resolve()
 
+# Where turns are stored: DAC_STORE=postgres runs the same tests on PostgreSQL.
+STORED = os.environ.get("DAC_STORE") or "sqlite"
+assert STORED in ("sqlite", "postgres"), f"DAC_STORE={STORED}"
+
 # Words that tests put into questions, answers and keys, and that no log may show.
 CANARIES = ["kumquat", "[mock", "sk-canary"]
 API_KEY = "sk-canary-5d2f0c9e"
@@ -120,6 +124,12 @@ class Dacd:
             }
         for section, settings in (overrides or {}).items():
             self.sections.setdefault(section, {}).update(settings)
+        self.database = None  # one of its own on the shared server
+        if STORED == "postgres" and not {"postgres", "sqlite"} & set((overrides or {}).get("store", {})):
+            from lib.postgres import shared_database
+
+            self.database = shared_database()
+            self.sections["store"]["postgres"] = self.database.conninfo
 
     # --- life ---
 
@@ -240,6 +250,12 @@ class Dacd:
         self.process = None
         if check and problems:
             raise AssertionError("dacd: " + "; ".join(problems))
+
+    def forget(self):
+        """Drops the database that it had."""
+        if self.database is not None:
+            self.database.drop()
+            self.database = None
 
     # --- log ---
 
@@ -372,7 +388,9 @@ class Dacd:
     # --- stored ---
 
     def sql(self, query, *args):
-        """Rows as dicts, read straight from the database file."""
+        """Rows as dicts, read straight from the database."""
+        if self.database is not None:
+            return self.database.sql(query, *args)
         with contextlib.closing(sqlite3.connect(f"file:{self.db_path}?mode=ro", uri=True)) as db:
             db.execute("PRAGMA busy_timeout = 3000")
             db.row_factory = sqlite3.Row

@@ -11,6 +11,7 @@ if a test makes them. Over the socket everybody is trusted; over TCP a password 
 import contextlib
 import datetime
 import decimal
+import itertools
 import os
 import pwd
 import shutil
@@ -45,6 +46,7 @@ SETTINGS = {
 HBA = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
 
 _template = None
+_shared = None
 
 
 def binaries():
@@ -114,6 +116,44 @@ def remove_template():
     if _template is not None:
         shutil.rmtree(_template.parent, ignore_errors=True)
         _template = None
+
+
+class Database:
+    """A database of its own on a server that many share."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, server):
+        self.server = server
+        self.name = f"dac{next(self._numbers)}"
+        server.sql(f"CREATE DATABASE {self.name} OWNER dac TEMPLATE template0", dbname="postgres")
+
+    @property
+    def conninfo(self):
+        return self.server.conninfo(dbname=self.name)
+
+    def sql(self, query, *args):
+        return self.server.sql(query, *args, dbname=self.name)
+
+    def drop(self):
+        self.server.sql(f"DROP DATABASE IF EXISTS {self.name} WITH (FORCE)", dbname="postgres")
+
+
+def shared_database():
+    """An empty database on the server of this process of pytest."""
+    global _shared
+    if _shared is None:
+        _shared = Postgres({"max_connections": "100"}).start()
+    return Database(_shared)
+
+
+def remove_shared():
+    """Behind the last test."""
+    global _shared
+    if _shared is not None:
+        _shared.close()
+        _shared = None
+    remove_template()
 
 
 def quote(value):
