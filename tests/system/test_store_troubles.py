@@ -22,9 +22,9 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
 
 @pytest.fixture
 def make_pg_dac(make_dac, postgres):
-    def make(server=None, **store):
+    def make(server=None, memory=None, **store):
         settings = {"postgres": (server or postgres).conninfo(), "commit_timeout": "500ms", **store}
-        dac = make_dac({"store": settings})
+        dac = make_dac({"store": settings, "memory": memory or {}})
         dac.allow_log += AWAY
         return dac
 
@@ -124,9 +124,9 @@ async def beyond_the_spool(dac, mock, thread, n, away, tokens=16):
 
 
 async def test_more_than_the_spool_holds_is_an_honest_error(make_pg_dac, postgres, mock):
-    dac = make_pg_dac(spool_max="16m", done_timeout="2s")
+    dac = make_pg_dac(spool_max="16m", done_timeout="2s", memory={"shm_size": "160m"})
     thread = await dac.thread()
-    told, untold = await beyond_the_spool(dac, mock, thread, 60, lambda: asyncio.to_thread(postgres.stop), 100)
+    told, untold = await beyond_the_spool(dac, mock, thread, 60, lambda: asyncio.to_thread(postgres.stop), 256)
     assert untold and refused(await dac.ask_json(thread, say("Kumquat?")), "spool_full")
     assert {place for _, place in told} <= {"spool", "postgres"}
     await asyncio.to_thread(postgres.start)
@@ -223,12 +223,13 @@ async def test_no_connection_is_left(make_pg_dac, postgres, mock):
         r = await dac.ask_json(thread, say(f"Kumquat {n}?"))
         assert r.status == 200 and r.json()["stored"] == "spool", r.text
         told.append(r.json()["turn_id"])
+    await asyncio.sleep(1)
+    assert not postgres.sessions()
     listed = (await dac.get(f"/api/threads/{thread}/messages")).json()["messages"]
     assert [m["turn_id"] for m in listed[::2]] == told
     postgres.limit_connections(-1)
     await takes(dac)
     await check_told(postgres, told)
-    assert "too many connections" in dac.log
 
 
 async def test_a_lock_is_not_waited_for_and_no_session_is_left_in_it(make_pg_dac, postgres, mock):
@@ -381,8 +382,12 @@ async def test_a_spool_that_breaks_while_it_is_used_is_set_aside(make_pg_dac, po
     await takes(dac)
     rows = await turns_of(postgres)
     assert set(told) <= set(rows)
-    r = await dac.ask_json(thread, say("Kumquat last?"))
-    assert r.status == 200 and r.json()["stored"] == "postgres"
+
+    async def as_ever():  # a worker that has not got its connection again knows no thread
+        r = await dac.ask_json(thread, say("Kumquat last?"))
+        return r.status == 200 and r.json()["stored"] == "postgres"
+
+    await until(as_ever, "the thread is there as ever")
 
 
 @root_only
