@@ -27,10 +27,22 @@ void *flights_scratch(struct flights *fl, size_t n)
     return fl->scratch;
 }
 
+/* Nobody here listens to it nor fetches it: it only waits in the queue to be freed. No
+ * bit keeps its flight, which may be in another use by now. */
+static bool is_idle(const struct local_flight *lf)
+{
+    return lf->member_count == 0 && !lf->fetch && !lf->reader && !lf->running;
+}
+
 struct local_flight *local_get(struct flights *fl, struct flight_ref ref)
 {
     struct local_flight *lf = fl->table[ref.index];
-    DAC_ASSERT(!lf || lf->ref.incarnation == ref.incarnation);
+
+    if (lf && lf->ref.incarnation != ref.incarnation) {
+        DAC_ASSERT(is_idle(lf) && lf->queued);
+        fl->table[ref.index] = NULL;
+        lf = NULL;
+    }
     return lf;
 }
 
@@ -71,7 +83,8 @@ static void local_free(struct local_flight *lf)
     if (lf->queued)
         TAILQ_REMOVE(&fl->run, lf, run_link);
     TAILQ_REMOVE(&fl->all, lf, all_link);
-    fl->table[lf->ref.index] = NULL;
+    if (fl->table[lf->ref.index] == lf)
+        fl->table[lf->ref.index] = NULL;
     for (size_t i = 0; i < DIALECTS_MAX; i++)
         buf_free(&lf->encoders[i].buf);
     if (lf->result) {
@@ -124,6 +137,10 @@ static void on_run(evutil_socket_t fd, short what, void *arg)
     while (budget > 0 && (lf = TAILQ_FIRST(&fl->run)) != NULL) {
         TAILQ_REMOVE(&fl->run, lf, run_link);
         lf->queued = false;
+        if (is_idle(lf)) {
+            local_free(lf);
+            continue;
+        }
         if (!audience_run(lf, &budget)) {
             local_schedule(lf);
             continue;
