@@ -222,12 +222,19 @@ static bool same_file(const char *path, int fd)
            a.st_dev == b.st_dev;
 }
 
-static void name_the_holder(const char *name, int fd, char *why, size_t n)
+static uint32_t read_master_pid(int fd)
 {
     struct shm_header h;
-    unsigned pid = 0;
-    if (pread(fd, &h, sizeof h, 0) == (ssize_t)sizeof h && h.magic == SHM_MAGIC)
-        pid = atomic_load(&h.master_pid);
+
+    if (pread(fd, &h, sizeof h, 0) != (ssize_t)sizeof h || h.magic != SHM_MAGIC)
+        return 0;
+    return atomic_load(&h.master_pid);
+}
+
+static void name_the_holder(const char *name, int fd, char *why, size_t n)
+{
+    unsigned pid = read_master_pid(fd);
+
     snprintf(
         why, n,
         "instance \"%s\" is already running (master pid %u); stop it, or give this one "
@@ -411,6 +418,20 @@ enum dac_err segment_take_name(struct shm *next)
     snprintf(from_file, sizeof from_file, SHM_FOLDER "%s", from);
     snprintf(to_file, sizeof to_file, SHM_FOLDER "%s", to);
     return rename(from_file, to_file) == 0 ? DAC_OK : DAC_E_SYS;
+}
+
+uint32_t segment_holder(const char *name)
+{
+    char path[PATH_SIZE];
+    uint32_t pid;
+
+    path_of(name, path);
+    int fd = shm_open(path, O_RDONLY | O_CLOEXEC, 0);
+    if (fd < 0)
+        return 0;
+    pid = read_master_pid(fd);
+    close(fd);
+    return pid;
 }
 
 enum dac_err segment_attach(const char *name, struct shm *out, char *why, size_t n)

@@ -88,6 +88,9 @@ uint64_t segment_room(void);
  * on without one. DAC_E_SYS: nothing changed. */
 enum dac_err segment_take_name(struct shm *next) DAC_CHECK;
 
+/* Pid of the master whose segment has this name, dead or alive; 0: none can be told. */
+uint32_t segment_holder(const char *name);
+
 /* From outside (dacctl): maps it read-only after checking magic, version and sizes. */
 enum dac_err segment_attach(const char *name, struct shm *out, char *why,
                             size_t n) DAC_CHECK;

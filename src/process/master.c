@@ -33,6 +33,7 @@
 
 #define REBIND_NS (3 * NS_PER_S)    /* a killed master's workers close their sockets */
 #define DYING_NS  (500 * NS_PER_MS) /* a killed master has not let go of its lock yet */
+#define DEAD_NS   (10 * NS_PER_S)   /* it is dead, but a child of it has not run yet */
 #define OWN_FILES 160 /* eventfds, sockets and files of a worker beside its clients */
 
 struct master {
@@ -270,6 +271,17 @@ static void log_sizes(const struct master *m, const struct shm_options *opt)
              plan.bytes_per_flight, shm->hdr->block_count, shm->hdr->block_size);
 }
 
+/* Whether the lock on the segment may yet be had: a child that was forked just before its
+ * master was killed holds it until it runs, which on a busy machine takes a while. */
+static bool may_be_let_go(const struct master *m, uint64_t waited_ns)
+{
+    pid_t holder = (pid_t)segment_holder(m->cfg->name);
+
+    if (waited_ns < DYING_NS)
+        return true;
+    return waited_ns < DEAD_NS && holder > 0 && kill(holder, 0) != 0 && errno == ESRCH;
+}
+
 /* The segment; a name that a living instance has means a port that it has, most often. */
 static enum dac_err make_segment(struct master *m, bool *replaced)
 {
@@ -277,14 +289,13 @@ static enum dac_err make_segment(struct master *m, bool *replaced)
     const struct timespec step = {.tv_nsec = 20 * NS_PER_MS};
     const char *in_use;
     char why[512] = "";
-    uint64_t deadline;
+    uint64_t began = clock_now_ns();
     enum dac_err e;
 
     generation_memory(m->cfg, &m->privileges, &memory);
-    deadline = clock_now_ns() + DYING_NS;
     while ((e = segment_create(&memory.options, &m->gens.serving->shm, replaced, why,
                                sizeof(why))) == DAC_E_EXISTS &&
-           clock_now_ns() < deadline)
+           may_be_let_go(m, clock_now_ns() - began))
         nanosleep(&step, NULL);
     in_use = e == DAC_E_EXISTS ? listeners_in_use(m->cfg) : NULL;
     if (in_use)

@@ -1,6 +1,7 @@
 """The master is killed: nobody stays behind, nothing is lost, and the next start works at once."""
 
 import asyncio
+import fcntl
 import os
 import signal
 import sqlite3
@@ -89,6 +90,19 @@ async def test_a_start_does_not_depend_on_a_commit_that_stands_still(make_dac):
     await asyncio.to_thread(dac.start)
     await dac.thread()
     other.close()
+
+
+async def test_a_start_waits_for_a_lock_that_outlives_its_master(make_dac):
+    """A child that was forked just before its master's death holds the segment's lock until it
+    runs, on a busy machine for a while."""
+    dac = make_dac()
+    kill_master(dac)
+    until(lambda: not procs.session(dac.retired[0]), "the end of its children")
+    with open(f"/dev/shm/{dac.name}", "rb") as segment:
+        fcntl.flock(segment, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        asyncio.get_running_loop().call_later(2, fcntl.flock, segment, fcntl.LOCK_UN)
+        await asyncio.to_thread(dac.start)
+    await dac.thread()
 
 
 async def test_a_done_that_a_client_saw_is_stored(make_dac, mock):
