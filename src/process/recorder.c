@@ -195,8 +195,7 @@ static void on_wake(evutil_socket_t fd, short what, void *arg)
     work(r);
 }
 
-/* Tells the world how the store is doing. */
-static void note_store(struct recorder *r)
+void recorder_note_store(struct recorder *r)
 {
     struct shm_store *to = &r->shm->hdr->store;
     struct store_stats s;
@@ -220,7 +219,7 @@ static void on_beat(evutil_socket_t fd, short what, void *arg)
 
     (void)fd, (void)what;
     slot_beat(r->shm, now);
-    note_store(r);
+    recorder_note_store(r);
     look_at_all(r);
     recorder_recycle(r, now);
     work(r);
@@ -292,7 +291,7 @@ static void on_store_changed(void *arg)
     struct recorder *r = arg;
 
     if (r->store)
-        note_store(r);
+        recorder_note_store(r);
     if (!r->ready && r->ctx->starting && store_refused(r->store)) {
         r->failed = child_fail(r->ctx, "%s", store_error(r->store));
         event_base_loopbreak(r->base);

@@ -394,6 +394,7 @@ static void on_written(void *arg, enum dac_err e)
     } else {
         batch_lost(r, store_error(r->store));
     }
+    recorder_note_store(r); /* newcomers are refused before the spool is too full */
     recorder_continue(r);
 }
 

@@ -76,6 +76,8 @@ bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word
 
 /* recorder.c: a batch is over, one way or the other: goes on with what waits, or ends. */
 void recorder_continue(struct recorder *r);
+/* Tells the world how the store is doing. */
+void recorder_note_store(struct recorder *r);
 
 /* recorder_batch.c: begins to store a batch of what waits, if it is time and none is
  * being stored; recorder_continue() follows. */
