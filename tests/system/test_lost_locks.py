@@ -15,6 +15,7 @@ import pytest
 from lib import procs
 from lib.asks import ask, gather, until
 from lib.dacd import BUILD, STORED
+from lib.disk import needs_mount
 from lib.provider import say
 from lib.service import dacctl
 from lib.service import until as wait_until
@@ -217,7 +218,7 @@ async def test_what_is_lost_says_so(make_dac, mock):
     assert status(dac)["renewals"] == 1 and status(dac)["locks_lost"] == 0
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a /dev/shm of one's own needs root")
+@needs_mount
 async def test_a_small_dev_shm(make_dac, mock):
     """There is no room for two: 64 MiB, as a container has, for segments of 48."""
     dac = make_dac({"server": {"drain_timeout": "15s"}}, start=False)

@@ -5,6 +5,8 @@ import time
 import psycopg
 import pytest
 
+from lib.disk import needs_mount
+
 pytestmark = pytest.mark.own_store
 
 
@@ -51,6 +53,7 @@ def test_a_password_is_asked_for_over_tcp(postgres):
         psycopg.connect(postgres.conninfo_tcp(password="wrong"))
 
 
+@needs_mount
 def test_its_disk_can_be_full(make_postgres):
     postgres = make_postgres(disk="160m")
     postgres.sql("CREATE TABLE t (v text)", user="dac")

@@ -11,13 +11,13 @@ import sqlite3
 import pytest
 
 from lib.asks import gather, until
+from lib.disk import needs_mount
 from lib.provider import say
 from lib.service import run_dacd
 
 pytestmark = [pytest.mark.own_store, pytest.mark.limit(110)]
 
 AWAY = ["PostgreSQL", "lost", "could not store", "is not stored"]
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def fill_server(server):
             server.sql("INSERT INTO ballast SELECT repeat('x', 1000) FROM generate_series(1, 10000)")
 
 
-@root_only
+@needs_mount
 @pytest.mark.parametrize("spool", ["a spool with room", "a full spool"])
 async def test_the_servers_disk_is_full(make_pg_dac, make_postgres, disk, mock, spool):
     server = make_postgres(disk="160m")
@@ -195,7 +195,7 @@ async def test_the_servers_disk_is_full(make_pg_dac, make_postgres, disk, mock, 
     assert r.status == 200 and r.json()["stored"] == "postgres", r.text
 
 
-@root_only
+@needs_mount
 async def test_a_full_disk_below_the_spool_alone_is_no_trouble_while_the_database_is_there(
     make_pg_dac, postgres, disk, mock
 ):
@@ -390,7 +390,7 @@ async def test_a_spool_that_breaks_while_it_is_used_is_set_aside(make_pg_dac, po
     await until(as_ever, "the thread is there as ever")
 
 
-@root_only
+@needs_mount
 def test_a_spool_that_cannot_be_written_ends_the_start(make_dac, postgres, disk):
     disk.read_only()
     for path in (disk.path / "spool.db", disk.path.parent / "missing" / "spool.db"):
