@@ -96,6 +96,14 @@ void crash_point(const char *name)
     }
 }
 
+void crash_point_for(const char *name, const char *text)
+{
+    const char *only = getenv("DAC_CRASH_TEXT");
+
+    if (only && text && strcmp(only, text) == 0)
+        crash_point(name);
+}
+
 #else
 typedef int crash_points_are_off;
 #endif

@@ -315,6 +315,9 @@ bool flight_valid(const struct shm *shm, uint32_t index, bool quiet, char *why, 
 
     if ((unsigned)w.state >= FLIGHT_STATE_COUNT)
         snprintf(why, n, "its state %u does not exist", (unsigned)w.state);
+    else if (atomic_load(&f->fetcher) > SHM_WORKERS_MAX)
+        snprintf(why, n, "its fetcher %u does not exist",
+                 (unsigned)atomic_load(&f->fetcher));
     else if (owned && w.owner >= SHM_SLOTS)
         snprintf(why, n, "it is %s but nobody owns it", flight_state_name(w.state));
     else if (!owned && w.owner != SHM_NO_SLOT)

@@ -279,6 +279,7 @@ static void store_lives(void *arg)
 static void begin_work(struct recorder *r)
 {
     r->ready = true;
+    recorder_count_deaths(r);
     look_at_all(r);
     child_ready(r->ctx);
     arm_again(r, 0);
@@ -346,6 +347,8 @@ static void recorder_free(struct recorder *r)
     if (r->again)
         event_free(r->again);
     store_close(r->store);
+    if (r->batch)
+        recorder_put_down(r);
     recorder_batch_free(r->batch);
     if (r->base)
         event_base_free(r->base);

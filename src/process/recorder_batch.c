@@ -26,10 +26,15 @@
 #include "shm/sample.h"
 #include "shm/slot.h"
 #include "shm/wake.h"
+#include "store/rejected.h"
 
 #define BATCH_MAX      256
 #define BATCH_COUNTS   256
 #define BATCH_BYTES    (UINT64_C(16) << 20)
+#define BATCH_IN_HAND  1u /* of a flight's word `batch` */
+#define DEATHS_ASIDE   2u /* recorders that a flight may take with it: then set aside, */
+#define DEATHS_BARE    3u /* without its content if that was too much, too, */
+#define DEATHS_LEFT    4u /* and not touched any more */
 #define BACKOFF_MIN_NS (100 * NS_PER_MS)
 #define BACKOFF_MAX_NS (2 * NS_PER_S)
 
@@ -43,6 +48,7 @@ struct outcome {
     uint64_t followers;
     uint64_t hits;
     char fetcher[24]; /* "worker 2", empty: nobody */
+    struct buf data;  /* owned: what is set aside */
 };
 
 /* Rows borrow their texts from `results`, which live until the batch is over. */
@@ -63,8 +69,10 @@ struct recorder_batch *recorder_batch_new(void)
 
 static void batch_clear(struct recorder_batch *b)
 {
-    for (size_t i = 0; i < b->flights; i++)
+    for (size_t i = 0; i < b->flights; i++) {
         turn_result_free(&b->results[i]);
+        buf_free(&b->outcomes[i].data);
+    }
     b->flights = b->counts = b->row_count = 0;
 }
 
@@ -73,6 +81,47 @@ void recorder_batch_free(struct recorder_batch *b)
     if (b)
         batch_clear(b);
     free(b);
+}
+
+/* --- deaths ---------------------------------------------------------------------------
+ *
+ * A flight may be what a recorder dies of. Which of a batch it was nobody knows, so each
+ * of them is tried alone by the next recorder; the one that was in hand again is set
+ * aside by the third.
+ */
+
+static uint32_t deaths_of(const struct shm_flight *f)
+{
+    return atomic_load_explicit(&f->batch, memory_order_relaxed) >> 1;
+}
+
+static void take_in_hand(struct shm_flight *f)
+{
+    atomic_fetch_or_explicit(&f->batch, BATCH_IN_HAND, memory_order_relaxed);
+    CRASH_POINT("recorder_in_hand");
+}
+
+/* All of the batch, before anybody hears of it: who dies in telling did not die of them.
+ */
+void recorder_put_down(struct recorder *r)
+{
+    for (size_t i = 0; i < r->batch->flights; i++)
+        atomic_fetch_and_explicit(&flight_at(r->shm, r->batch->outcomes[i].flight)->batch,
+                                  ~BATCH_IN_HAND, memory_order_relaxed);
+}
+
+void recorder_count_deaths(struct recorder *r)
+{
+    for (uint32_t i = 0; i < r->shm->hdr->flight_count; i++) {
+        struct shm_flight *f = flight_at(r->shm, i);
+        uint32_t word = atomic_load_explicit(&f->batch, memory_order_relaxed);
+
+        if ((word & BATCH_IN_HAND) == 0)
+            continue;
+        atomic_store_explicit(&f->batch, word + 1, memory_order_relaxed);
+        log_info(0, "flight %" PRIu32 " was in hand when a recorder died (%" PRIu32 ")",
+                 i, (word + 1) >> 1);
+    }
 }
 
 /* --- choosing -------------------------------------------------------------------------
@@ -101,9 +150,14 @@ static size_t choose(struct recorder *r)
 
     qsort_r(r->pending, r->pending_count, sizeof(*r->pending), by_kind_and_age, r->shm);
     for (n = 0; n < r->pending_count && n < BATCH_MAX; n++) {
-        bytes += atomic_load(&flight_at(r->shm, r->pending[n])->tail);
-        if (n > 0 && bytes > BATCH_BYTES)
+        const struct shm_flight *f = flight_at(r->shm, r->pending[n]);
+        bool alone = deaths_of(f) > 0;
+
+        bytes += atomic_load(&f->tail);
+        if (n > 0 && (alone || bytes > BATCH_BYTES))
             break;
+        if (alone)
+            return 1;
     }
     return n;
 }
@@ -195,29 +249,14 @@ static void fill_thread(const struct thread_request *t, int64_t at_us,
         .thread = t->thread_id, .org = t->org, .title = title, .at_us = at_us};
 }
 
-/* Makes the row of one flight. Other than DAC_OK: no batch can be made now. */
-static enum dac_err add_flight(struct recorder *r, uint32_t flight)
+/* The row of what was read; o->row stays NULL if nobody asked anything. */
+static void fill_row(struct recorder *r, const struct turn_result *res, struct outcome *o,
+                     struct store_row *row)
 {
-    struct recorder_batch *b = r->batch;
-    struct shm_flight *f = flight_at(r->shm, flight);
-    struct flight_ref ref = {.index = flight,
-                             .incarnation = flight_load(r->shm, flight).incarnation};
+    const struct shm_flight *f = flight_at(r->shm, o->flight);
     bool thread = atomic_load(&f->kind) == FLIGHT_THREAD;
-    struct turn_result *res = &b->results[b->flights];
-    struct outcome *o = &b->outcomes[b->flights++];
-    struct store_row *row = &b->rows[b->row_count];
-    enum dac_err e = turn_result_read(r->shm, ref, res);
 
-    *o = (struct outcome){.flight = flight,
-                          .stored = STORED_FAILED,
-                          .followers = atomic_load(&f->followers),
-                          .hits = atomic_load(&f->hits)};
-    if (e == DAC_E_CORRUPT || e == DAC_E_TOO_LARGE) {
-        o->why = e == DAC_E_CORRUPT ? "its log is damaged" : "it is too large";
-        return DAC_OK;
-    }
-    if (e != DAC_OK)
-        return e;
+    memset(row, 0, sizeof(*row));
     if (thread && res->has_thread && res->ended && res->end.status == TURN_COMPLETE) {
         fill_thread(&res->thread, f->created_us, row);
     } else if (!thread && res->has_request) {
@@ -226,9 +265,86 @@ static enum dac_err add_flight(struct recorder *r, uint32_t flight)
         name_fetcher(f, o->fetcher, sizeof(o->fetcher));
         fill_turn(r, res, o, &row->u.turn);
     } else {
-        return DAC_OK; /* nobody asked anything */
+        return;
     }
     o->row = row;
+}
+
+/* What is left of a flight that may not be read again. */
+static void make_bare_row(const struct shm_flight *f, struct store_row *row)
+{
+    bool thread = atomic_load(&f->kind) == FLIGHT_THREAD;
+
+    *row = (struct store_row){
+        .kind = STORE_REJECTED,
+        .u.rejected = {.kind = thread ? "thread" : "turn", .at_us = clock_wall_us()}};
+    memcpy(row->u.rejected.id.b, f->turn_id, sizeof(row->u.rejected.id.b));
+}
+
+/* The row to be set aside instead of `row`, which is none yet if nothing was read. */
+static void set_aside(struct outcome *o, const struct shm_flight *f,
+                      struct store_row *row)
+{
+    static const char why[] = "it was in hand when the recorder died, twice";
+    const struct buf data = BUF_INIT(REJECTED_DATA_MAX);
+    struct store_row aside;
+
+    o->why = "the recorder died twice with it in hand; it is in table rejected";
+    if (o->row) {
+        o->data = data;
+        rejected_make(row, why, &o->data, &aside);
+    } else {
+        make_bare_row(f, &aside);
+    }
+    aside.u.rejected.reason = why;
+    *row = aside;
+    o->row = row;
+}
+
+/* Makes the row of one flight. Other than DAC_OK: no batch can be made now. */
+static enum dac_err add_flight(struct recorder *r, uint32_t flight)
+{
+    struct recorder_batch *b = r->batch;
+    struct shm_flight *f = flight_at(r->shm, flight);
+    struct flight_ref ref = {.index = flight,
+                             .incarnation = flight_load(r->shm, flight).incarnation};
+    struct turn_result *res = &b->results[b->flights];
+    struct outcome *o = &b->outcomes[b->flights++];
+    struct store_row *row = &b->rows[b->row_count];
+    uint32_t deaths = deaths_of(f);
+    enum dac_err e;
+
+    take_in_hand(f);
+    memset(res, 0, sizeof(*res));
+    *o = (struct outcome){.flight = flight,
+                          .stored = STORED_FAILED,
+                          .followers = atomic_load(&f->followers),
+                          .hits = atomic_load(&f->hits)};
+    if (deaths >= DEATHS_LEFT) {
+        o->why = "recorders die of it";
+        return DAC_OK;
+    }
+    if (deaths >= DEATHS_BARE) {
+        set_aside(o, f, row);
+        b->row_count++;
+        return DAC_OK;
+    }
+    e = turn_result_read(r->shm, ref, res);
+    CRASH_POINT_FOR("recorder_flight_read", res->has_request ? res->request.model : NULL);
+    if (e == DAC_E_CORRUPT || e == DAC_E_TOO_LARGE) {
+        o->why = e == DAC_E_CORRUPT ? "its log is damaged" : "it is too large";
+        return DAC_OK;
+    }
+    if (e != DAC_OK)
+        return e;
+    fill_row(r, res, o, row);
+    if (!o->row)
+        return DAC_OK;
+    if (deaths >= DEATHS_ASIDE)
+        set_aside(o, f, row);
+    else
+        CRASH_POINT_FOR("recorder_row_made",
+                        row->kind == STORE_TURN ? row->u.turn.model : NULL);
     b->row_count++;
     return DAC_OK;
 }
@@ -320,6 +436,7 @@ static void batch_lost(struct recorder *r, const char *why)
     if (r->backoff_ns > BACKOFF_MAX_NS)
         r->backoff_ns = BACKOFF_MAX_NS;
     r->retry_at_ns = clock_now_ns() + r->backoff_ns;
+    recorder_put_down(r);
     batch_clear(r->batch);
 }
 
@@ -329,9 +446,15 @@ static void settle(struct outcome *o)
     static const enum flight_stored words[] = {[STORE_IN_SQLITE] = STORED_SQLITE,
                                                [STORE_IN_POSTGRES] = STORED_POSTGRES,
                                                [STORE_IN_SPOOL] = STORED_SPOOL};
-    const char *why = o->row && o->row->result != DAC_OK ? o->row->why : o->why;
+    bool ok = o->row && o->row->result == DAC_OK;
+    const char *why = o->row && !ok ? o->row->why : o->why;
 
-    if (o->row && o->row->result == DAC_OK)
+    /* One that was to be set aside may have been committed before the recorder died. */
+    if (ok && o->row->kind == STORE_REJECTED && o->row->u.rejected.was_stored)
+        why = NULL;
+    else if (o->row && o->row->kind == STORE_REJECTED)
+        ok = false;
+    if (ok)
         o->stored = words[o->row->place];
     if (why)
         log_error(0, "flight %" PRIu32 " is not stored: %s", o->flight, why);
@@ -346,6 +469,11 @@ static void batch_stored(struct recorder *r)
     r->failing = false;
     r->backoff_ns = 0;
     r->retry_at_ns = 0;
+    for (size_t i = 0; i < b->row_count; i++)
+        CRASH_POINT_FOR("recorder_row_committed",
+                        b->rows[i].kind == STORE_TURN ? b->rows[i].u.turn.model : NULL);
+    recorder_put_down(r);
+    CRASH_POINT("recorder_put_down");
     r->count_count -= b->counts;
     memmove(r->counts, r->counts + b->counts, r->count_count * sizeof(*r->counts));
     r->pending_count -= b->flights;

@@ -79,6 +79,12 @@ void recorder_continue(struct recorder *r);
 /* Tells the world how the store is doing. */
 void recorder_note_store(struct recorder *r);
 
+/* recorder_batch.c: a new recorder counts the death of the last one for each flight that
+ * was in its hands. */
+void recorder_count_deaths(struct recorder *r);
+/* recorder_batch.c: nothing is in this recorder's hands: the batch is over, or given up.
+ */
+void recorder_put_down(struct recorder *r);
 /* recorder_batch.c: begins to store a batch of what waits, if it is time and none is
  * being stored; recorder_continue() follows. */
 void recorder_store(struct recorder *r, uint64_t now_ns);

@@ -26,6 +26,8 @@ static const Oid limit_types[] = {POSTGRES_TEXT};
 static const Oid count_types[] = {POSTGRES_UUID, POSTGRES_INT8, POSTGRES_INT8};
 static const Oid title_types[] = {POSTGRES_UUID, POSTGRES_TEXT, POSTGRES_TEXT};
 static const Oid delete_types[] = {POSTGRES_UUID, POSTGRES_TEXT, POSTGRES_TIMESTAMPTZ};
+static const Oid aside_types[] = {POSTGRES_UUID, POSTGRES_TEXT, POSTGRES_TEXT,
+                                  POSTGRES_TEXT, POSTGRES_TEXT, POSTGRES_TIMESTAMPTZ};
 static const Oid rejected_types[] = {POSTGRES_UUID,       POSTGRES_TEXT, POSTGRES_TEXT,
                                      POSTGRES_TEXT,       POSTGRES_TEXT, POSTGRES_TEXT,
                                      POSTGRES_TIMESTAMPTZ};
@@ -86,6 +88,12 @@ const struct postgres_statement postgres_writer_sql[W_N] = {
                     "created_at) VALUES ($1, $2, $3, $4, $5, $6::json, $7) "
                     "ON CONFLICT (id, kind) DO NOTHING",
                     TYPES(rejected_types)},
+    [W_ASIDE] = {"INSERT INTO rejected (id, kind, org, reason, data, created_at) "
+                 "SELECT $1, $2, $3, $4, $5::json, $6 "
+                 "WHERE NOT ($2 = 'turn' AND EXISTS (SELECT FROM turns WHERE id = $1)) "
+                 "AND NOT ($2 = 'thread' AND EXISTS (SELECT FROM threads WHERE id = $1)) "
+                 "ON CONFLICT (id, kind) DO UPDATE SET reason = excluded.reason",
+                 TYPES(aside_types)},
 };
 
 static bool is_of(const struct store_row *row, enum store_row_kind kind)
@@ -222,4 +230,15 @@ void postgres_put_rejected(struct postgres_args *a, const struct store_row *row,
     postgres_add_text(a, &text);
     postgres_add_time(a, clock_wall_us());
     buf_free(&data);
+}
+
+void postgres_put_aside(struct postgres_args *a, const struct store_rejected *j)
+{
+    postgres_args_reset(a);
+    postgres_add_id(a, &j->id);
+    postgres_add_str(a, j->kind);
+    postgres_add_str(a, storable_str(j->org));
+    postgres_add_str(a, j->reason);
+    postgres_add_text(a, &j->data);
+    postgres_add_time(a, j->at_us);
 }

@@ -24,6 +24,7 @@ enum {
     W_TITLE,
     W_DELETE,
     W_REJECTED,
+    W_ASIDE,
     W_N
 };
 
@@ -42,6 +43,8 @@ void postgres_put_ids(struct postgres_args *a, const struct store_row *rows, siz
 void postgres_put_counts(struct postgres_args *a, const struct store_counts *c);
 void postgres_put_title(struct postgres_args *a, const struct store_change *c);
 void postgres_put_delete(struct postgres_args *a, const struct store_change *c);
+/* Of a STORE_REJECTED row; touches no row if the thread or turn is stored. */
+void postgres_put_aside(struct postgres_args *a, const struct store_rejected *j);
 /* A refused row; `sqlstate` may be "". */
 void postgres_put_rejected(struct postgres_args *a, const struct store_row *row,
                            const char *sqlstate);

@@ -49,8 +49,8 @@ struct postgres_store {
     /* The batch that runs. */
     enum stage stage;
     unsigned retries;
-    size_t next;  /* row whose answer comes next: of COUNTS, TITLE, DELETE; or EACH */
-    size_t aside; /* row from which on to set aside */
+    size_t next;         /* row whose answer comes next: of those sent singly; or EACH */
+    size_t aside;        /* row from which on to set aside */
     enum dac_err failed; /* the first failure since the last sync, DAC_OK: none */
     char sqlstate[8];    /* of that, "" where it has none */
     char why[STORE_WHY_SIZE];
@@ -227,7 +227,7 @@ static void on_turns_missing(void *arg, PGresult *res)
     on_missing(arg, res, STORE_TURN);
 }
 
-/* COUNTS, TITLE and DELETE are sent one by one, and answer so. */
+/* All but threads and turns are sent one by one, and answer so. */
 static void on_single(void *arg, PGresult *res)
 {
     struct postgres_store *s = arg;
@@ -246,6 +246,10 @@ static void on_single(void *arg, PGresult *res)
         s->next++;
     if (note_failure(s, res) || strcmp(PQcmdTuples(res), "0") != 0)
         return;
+    if (row->kind == STORE_REJECTED) {
+        row->u.rejected.was_stored = true;
+        return;
+    }
     id_format(rejected_id(row), text);
     if (row->kind == STORE_COUNTS)
         store_row_refuse(row, DAC_E_NOT_FOUND, "turn %s is not stored", text);
@@ -292,6 +296,10 @@ static void send_single(struct postgres_store *s, const struct store_row *row)
     case STORE_DELETE:
         postgres_put_delete(&s->args, &row->u.change);
         send_statement(s, W_DELETE, on_single);
+        break;
+    case STORE_REJECTED:
+        postgres_put_aside(&s->args, &row->u.rejected);
+        send_statement(s, W_ASIDE, on_single);
         break;
     case STORE_THREAD:
     case STORE_TURN:

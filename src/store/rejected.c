@@ -7,11 +7,12 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/json.h"
 
 bool rejected_wanted(const struct store_row *row)
 {
-    if (id_is_zero(rejected_id(row)))
+    if (row->kind == STORE_REJECTED || id_is_zero(rejected_id(row)))
         return false;
     return row->result == DAC_E_INVALID ||
            (row->result == DAC_E_NOT_FOUND && row->kind == STORE_TURN);
@@ -24,6 +25,8 @@ const char *rejected_kind(const struct store_row *row)
         [STORE_TITLE] = "title",   [STORE_DELETE] = "delete",
     };
 
+    if (row->kind == STORE_REJECTED)
+        return row->u.rejected.kind;
     return words[row->kind];
 }
 
@@ -36,6 +39,8 @@ const struct id *rejected_id(const struct store_row *row)
         return &row->u.turn.id;
     case STORE_COUNTS:
         return &row->u.counts.turn;
+    case STORE_REJECTED:
+        return &row->u.rejected.id;
     case STORE_TITLE:
     case STORE_DELETE:
         break;
@@ -45,10 +50,11 @@ const struct id *rejected_id(const struct store_row *row)
 
 const char *rejected_org(const struct store_row *row)
 {
-    const char *org = row->kind == STORE_THREAD   ? row->u.thread.org
-                      : row->kind == STORE_TURN   ? row->u.turn.org
-                      : row->kind == STORE_COUNTS ? NULL
-                                                  : row->u.change.org;
+    const char *org = row->kind == STORE_THREAD     ? row->u.thread.org
+                      : row->kind == STORE_TURN     ? row->u.turn.org
+                      : row->kind == STORE_COUNTS   ? NULL
+                      : row->kind == STORE_REJECTED ? row->u.rejected.org
+                                                    : row->u.change.org;
 
     return org != NULL && utf8_valid(org, strlen(org)) ? org : NULL;
 }
@@ -174,6 +180,22 @@ void rejected_data(const struct store_row *row, struct buf *out)
         put_str(out, "org", c->org);
         put_int(out, "at_us", c->at_us);
         break;
+    case STORE_REJECTED:
+        break;
     }
     (void)buf_putc(out, '}');
+}
+
+void rejected_make(const struct store_row *row, const char *reason, struct buf *data,
+                   struct store_row *out)
+{
+    rejected_data(row, data);
+    *out = (struct store_row){
+        .kind = STORE_REJECTED,
+        .u.rejected = {.id = *rejected_id(row),
+                       .kind = rejected_kind(row),
+                       .org = rejected_org(row),
+                       .reason = reason,
+                       .data = {data->failed ? NULL : data->data, data->len},
+                       .at_us = clock_wall_us()}};
 }

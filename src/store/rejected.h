@@ -25,4 +25,9 @@ const char *rejected_org(const struct store_row *row);
  * failure. */
 void rejected_data(const struct store_row *row, struct buf *out);
 
+/* Makes `out` the STORE_REJECTED row of `row`. It borrows `reason`, the row's texts, and
+ * `data`, which the caller frees. */
+void rejected_make(const struct store_row *row, const char *reason, struct buf *data,
+                   struct store_row *out);
+
 #endif

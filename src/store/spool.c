@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "store/internal.h"
+#include "store/rejected.h"
 #include "store/spool_internal.h"
 #include "store/sqlite.h"
 #include "store/sqlite_writer.h"
@@ -61,11 +62,15 @@ static const char *const spool_sql[S_N] = {
         "t.ttft_ms, "
         "t.latency_ms, t.queue_wait_ms, t.prompt_tokens, t.completion_tokens, "
         "t.followers, t.hits, t.generation, t.key_digest, t.created_at, t.finished_at, "
-        "u.id, u.content, a.id, a.content, a.citations, t.fetcher FROM spool_queue q "
+        "u.id, u.content, a.id, a.content, a.citations, t.fetcher, r.reason, r.data "
+        "FROM spool_queue q "
         "LEFT JOIN turns t ON t.id = q.id AND q.kind = 1 "
         "LEFT JOIN messages u ON u.turn_id = t.id AND u.role = 'user' "
         "LEFT JOIN messages a ON a.turn_id = t.id AND a.role = 'assistant' "
+        "LEFT JOIN rejected r ON r.id = q.id AND r.kind = q.title AND q.kind = 5 "
         "ORDER BY q.seq LIMIT ?1",
+    [S_FORGET] = "DELETE FROM rejected WHERE (id, kind) IN (SELECT id, title FROM "
+                 "spool_queue WHERE kind = 5 AND seq <= ?1)",
     [S_DONE] = "DELETE FROM spool_queue WHERE seq <= ?1",
     [S_REJECT] = "INSERT INTO rejected (id, kind, org, reason, created_at) "
                  "VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id, kind) DO NOTHING",
@@ -90,7 +95,7 @@ static const char *const kind_names[] = {[STORE_THREAD] = "thread",
                                          [STORE_TITLE] = "title",
                                          [STORE_DELETE] = "delete"};
 
-_Static_assert(STORE_TURN == 1, "S_NEXT says so");
+_Static_assert(STORE_TURN == 1 && STORE_REJECTED == 5, "S_NEXT and S_FORGET say so");
 
 /* --- failures ----------------------------------------------------------------------- */
 
@@ -133,6 +138,7 @@ const struct id *spool_thread_of(const struct store_row *row)
     case STORE_DELETE:
         return &row->u.change.thread;
     case STORE_COUNTS:
+    case STORE_REJECTED:
         break;
     }
     return NULL;
@@ -140,25 +146,12 @@ const struct id *spool_thread_of(const struct store_row *row)
 
 static const struct id *id_of(const struct store_row *row)
 {
-    if (row->kind == STORE_TURN)
-        return &row->u.turn.id;
-    return row->kind == STORE_COUNTS ? &row->u.counts.turn : spool_thread_of(row);
+    return rejected_id(row);
 }
 
 static const char *org_of(const struct store_row *row)
 {
-    switch (row->kind) {
-    case STORE_THREAD:
-        return row->u.thread.org;
-    case STORE_TURN:
-        return row->u.turn.org;
-    case STORE_TITLE:
-    case STORE_DELETE:
-        return row->u.change.org;
-    case STORE_COUNTS:
-        break;
-    }
-    return NULL;
+    return rejected_org(row);
 }
 
 static int enqueue(struct spool *sp, const struct store_row *row, int64_t now_us)
@@ -167,6 +160,7 @@ static int enqueue(struct spool *sp, const struct store_row *row, int64_t now_us
     sqlite3_stmt *s = sp->stmt[S_QUEUE];
     const struct id *thread = spool_thread_of(row);
     const struct store_text *title = NULL;
+    struct store_text kind;
     int64_t at_us = 0;
     int bad;
 
@@ -176,6 +170,10 @@ static int enqueue(struct spool *sp, const struct store_row *row, int64_t now_us
     } else if (row->kind == STORE_TITLE || row->kind == STORE_DELETE) {
         title = &row->u.change.title;
         at_us = row->u.change.at_us;
+    } else if (row->kind == STORE_REJECTED) {
+        kind = (struct store_text){row->u.rejected.kind, strlen(row->u.rejected.kind)};
+        title = &kind;
+        at_us = row->u.rejected.at_us;
     }
     bad = sqlite3_bind_int(s, 1, (int)row->kind) | sqlite_bind_id(s, 2, id_of(row)) |
           sqlite_bind_id(s, 3, thread ? thread : &none) |
@@ -235,6 +233,23 @@ static enum dac_err put_row(struct spool *sp, struct store_row *row, int64_t now
     return rc == SQLITE_OK ? DAC_OK : fail(sp, rc, "could not spool in");
 }
 
+/* What was refused here is set aside, here and, once it is there, in PostgreSQL. */
+static enum dac_err reject(struct spool *sp, const struct store_row *row, int64_t now_us)
+{
+    const struct store_row aside = {.kind = STORE_REJECTED,
+                                    .u.rejected = {.id = *rejected_id(row),
+                                                   .kind = rejected_kind(row),
+                                                   .org = rejected_org(row),
+                                                   .at_us = now_us}};
+    enum dac_err e = sqlite_writer_set_aside(sp->st, row);
+
+    if (e != DAC_OK)
+        return store_failed(sp, e);
+    int rc = enqueue(sp, &aside, now_us);
+
+    return rc == SQLITE_OK ? DAC_OK : fail(sp, rc, "could not spool in");
+}
+
 enum dac_err spool_put_rows(struct spool *sp, struct store_row *rows, size_t n,
                             bool queued)
 {
@@ -244,10 +259,16 @@ enum dac_err spool_put_rows(struct spool *sp, struct store_row *rows, size_t n,
     if (e != DAC_OK)
         return store_failed(sp, e);
     for (size_t i = 0; e == DAC_OK && i < n; i++) {
-        if (rows[i].result != DAC_OK)
+        if (rows[i].result != DAC_OK) {
+            if (queued && rejected_wanted(&rows[i]))
+                e = reject(sp, &rows[i], now_us);
             continue;
+        }
         e = put_row(sp, &rows[i], now_us);
-        if (e != DAC_OK || rows[i].result != DAC_OK)
+        if (e == DAC_OK && queued && rejected_wanted(&rows[i]))
+            e = reject(sp, &rows[i], now_us);
+        if (e != DAC_OK || rows[i].result != DAC_OK ||
+            (rows[i].kind == STORE_REJECTED && rows[i].u.rejected.was_stored))
             continue;
         if (!queued) {
             if (rows[i].kind == STORE_TURN)
@@ -395,6 +416,18 @@ static enum dac_err take_turn(struct spool_batch *b, sqlite3_stmt *s, const char
     return ok ? DAC_OK : DAC_E_NOMEM;
 }
 
+static enum dac_err take_rejected(struct spool_batch *b, sqlite3_stmt *s, const char *org,
+                                  const struct store_text *kind, struct store_rejected *j)
+{
+    *j = (struct store_rejected){
+        .kind = kind->s, .org = org, .at_us = sqlite3_column_int64(s, 6)};
+    if (!kind->s || !sqlite_read_id(s, 2, &j->id))
+        return DAC_E_CORRUPT;
+    if (!copy_word(b, s, 31, &j->reason) || !copy_text(b, s, 32, &j->data))
+        return DAC_E_NOMEM;
+    return j->reason ? DAC_OK : DAC_E_CORRUPT;
+}
+
 /* Fills in one row of the queue. DAC_E_CORRUPT: it cannot be what was put there. */
 static enum dac_err take_row(struct spool_batch *b, sqlite3_stmt *s,
                              struct store_row *row)
@@ -431,6 +464,8 @@ static enum dac_err take_row(struct spool_batch *b, sqlite3_stmt *s,
                                               .title = title,
                                               .at_us = sqlite3_column_int64(s, 6)};
         return DAC_OK;
+    case STORE_REJECTED:
+        return take_rejected(b, s, org, &title, &row->u.rejected);
     default:
         return DAC_E_CORRUPT;
     }
@@ -438,6 +473,8 @@ static enum dac_err take_row(struct spool_batch *b, sqlite3_stmt *s,
 
 static size_t text_bytes(const struct store_row *row)
 {
+    if (row->kind == STORE_REJECTED)
+        return row->u.rejected.data.n;
     if (row->kind != STORE_TURN)
         return 0;
     return row->u.turn.user_content.n + row->u.turn.assistant_content.n;
@@ -508,6 +545,10 @@ enum dac_err spool_done(struct spool *sp, const struct spool_batch *batch)
         if (row->result == DAC_E_NOT_FOUND && row->kind != STORE_COUNTS)
             rc = set_aside(sp, row);
     }
+    if (rc == SQLITE_OK)
+        rc = sqlite3_bind_int64(sp->stmt[S_FORGET], 1, batch->last_seq);
+    if (rc == SQLITE_OK)
+        rc = spool_run(sp, S_FORGET);
     if (rc == SQLITE_OK)
         rc = sqlite3_bind_int64(sp->stmt[S_DONE], 1, batch->last_seq);
     if (rc == SQLITE_OK)

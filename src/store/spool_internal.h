@@ -24,6 +24,7 @@ enum {
     S_TRIM_TURNS,
     S_TRIM_DEPTH,
     S_NEXT,
+    S_FORGET,
     S_DONE,
     S_REJECT,
     S_COUNT,

@@ -119,6 +119,7 @@ static void copy_rows(struct spooled *s, const struct store_row *rows, size_t n)
     for (size_t i = 0; i < n && c->n < DRAIN_ROWS; i++) {
         struct store_row *to = &c->rows[c->n];
         if (rows[i].result != DAC_OK || rows[i].kind == STORE_COUNTS ||
+            rows[i].kind == STORE_REJECTED ||
             c->bytes + row_bytes(&rows[i]) > KEEP_BYTES_MAX)
             continue;
         *to = rows[i];

@@ -18,9 +18,11 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "shm/crash.h"
 #include "store/internal.h"
 #include "store/migrations.h"
+#include "store/rejected.h"
 #include "store/sqlite.h"
 #include "store/sqlite_writer.h"
 
@@ -46,6 +48,8 @@ enum {
     W_DELETE,
     W_UNDO_MESSAGES,
     W_UNDO_TURN,
+    W_ASIDE,
+    W_REJECTED,
     W_N
 };
 
@@ -74,6 +78,14 @@ static const char *const writer_sql[W_N] = {
                  "AND org = ?2",
     [W_UNDO_MESSAGES] = "DELETE FROM messages WHERE turn_id = ?1",
     [W_UNDO_TURN] = "DELETE FROM turns WHERE id = ?1",
+    [W_ASIDE] =
+        "INSERT INTO rejected (id, kind, org, reason, data, created_at) "
+        "SELECT ?1, ?2, ?3, ?4, ?5, ?6 "
+        "WHERE NOT (?2 = 'turn' AND EXISTS (SELECT 1 FROM turns WHERE id = ?1)) "
+        "AND NOT (?2 = 'thread' AND EXISTS (SELECT 1 FROM threads WHERE id = ?1)) "
+        "ON CONFLICT (id, kind) DO UPDATE SET reason = excluded.reason",
+    [W_REJECTED] = "INSERT INTO rejected (id, kind, org, reason, data, created_at) "
+                   "VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (id, kind) DO NOTHING",
 };
 
 struct sqlite_store {
@@ -553,6 +565,47 @@ static enum dac_err put_change(struct sqlite_store *s, struct store_row *row)
     return DAC_OK;
 }
 
+static int run_rejected(struct sqlite_store *s, int which, const struct store_rejected *j)
+{
+    sqlite3_stmt *q = s->stmt[which];
+    int rc = SQLITE_NOMEM;
+
+    if ((sqlite_bind_id(q, 1, &j->id) | sqlite_bind_str(q, 2, j->kind) |
+         sqlite_bind_str(q, 3, j->org) | sqlite_bind_str(q, 4, j->reason) |
+         sqlite_bind_text(q, 5, &j->data) | sqlite_bind_time(q, 6, j->at_us)) == 0)
+        rc = run(s, which);
+    sqlite3_clear_bindings(q);
+    return rc;
+}
+
+static enum dac_err put_rejected(struct sqlite_store *s, struct store_row *row)
+{
+    int rc = run_rejected(s, W_ASIDE, &row->u.rejected);
+
+    if (rc != SQLITE_OK)
+        return row_failed(s, row, rc, "could not set a row aside in");
+    row->u.rejected.was_stored = sqlite3_changes(s->db) == 0;
+    return DAC_OK;
+}
+
+/* A row that was refused goes to `rejected`, in the same transaction. */
+static enum dac_err set_aside(struct sqlite_store *s, const struct store_row *row)
+{
+    struct buf data = BUF_INIT(REJECTED_DATA_MAX);
+    enum dac_err e = DAC_OK;
+    struct store_row aside;
+    int rc;
+
+    rejected_make(row, row->why, &data, &aside);
+    rc = run_rejected(s, W_REJECTED, &aside.u.rejected);
+    if (rc != SQLITE_OK && fail(s, rc, "could not set a row aside in") != DAC_E_INVALID)
+        e = DAC_E_SYS;
+    else if (rc != SQLITE_OK)
+        log_error(0, "a refused row could not be set aside either: %s", s->core.error);
+    buf_free(&data);
+    return e;
+}
+
 /* --- batches ------------------------------------------------------------------------ */
 
 static enum dac_err begin(struct sqlite_store *s)
@@ -579,6 +632,8 @@ static enum dac_err put(struct sqlite_store *s, struct store_row *row)
     case STORE_TITLE:
     case STORE_DELETE:
         return put_change(s, row);
+    case STORE_REJECTED:
+        return put_rejected(s, row);
     }
     return DAC_E_STATE;
 }
@@ -620,6 +675,10 @@ static void sqlite_store_write(struct store *st)
         if (st->rows[i].result == DAC_OK)
             e = sqlite_writer_put(st, &st->rows[i]);
     }
+    for (size_t i = 0; e == DAC_OK && i < st->n; i++) {
+        if (rejected_wanted(&st->rows[i]))
+            e = sqlite_writer_set_aside(st, &st->rows[i]);
+    }
     if (e == DAC_OK)
         e = sqlite_writer_commit(st);
     if (e != DAC_OK)
@@ -643,6 +702,11 @@ enum dac_err sqlite_writer_begin(struct store *st)
 enum dac_err sqlite_writer_put(struct store *st, struct store_row *row)
 {
     return put(self(st), row);
+}
+
+enum dac_err sqlite_writer_set_aside(struct store *st, const struct store_row *row)
+{
+    return set_aside(self(st), row);
 }
 
 enum dac_err sqlite_writer_commit(struct store *st)

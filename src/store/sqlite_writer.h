@@ -17,6 +17,10 @@ enum dac_err sqlite_writer_begin(struct store *st) DAC_CHECK;
 /* DAC_OK: row->result says what became of it, and a refused one has left nothing. Other:
  * the batch is lost. */
 enum dac_err sqlite_writer_put(struct store *st, struct store_row *row) DAC_CHECK;
+/* A row that was refused goes to `rejected`, in the same transaction. Other than DAC_OK:
+ * the batch is lost. */
+enum dac_err sqlite_writer_set_aside(struct store *st,
+                                     const struct store_row *row) DAC_CHECK;
 /* DAC_OK: durable. */
 enum dac_err sqlite_writer_commit(struct store *st) DAC_CHECK;
 /* Without effect outside of a transaction. */

@@ -213,6 +213,15 @@ static enum dac_err check_change(struct store_row *row, const struct store_chang
     return DAC_OK;
 }
 
+static enum dac_err check_rejected(struct store_row *row, struct store_rejected *j)
+{
+    j->was_stored = false;
+    if (id_is_zero(&j->id) || !word_storable(j->reason) || !time_storable(j->at_us))
+        return refuse(row, "what is set aside as", &j->id,
+                      "it has no id, no reason or no time");
+    return DAC_OK;
+}
+
 static void check_row(struct store_row *row, enum store_place place)
 {
     enum dac_err e = DAC_OK;
@@ -229,6 +238,9 @@ static void check_row(struct store_row *row, enum store_place place)
     case STORE_TITLE:
     case STORE_DELETE:
         e = check_change(row, &row->u.change);
+        break;
+    case STORE_REJECTED:
+        e = check_rejected(row, &row->u.rejected);
         break;
     }
     if (e == DAC_OK) {

@@ -107,7 +107,26 @@ struct store_change {
     int64_t at_us;           /* when it was asked for */
 };
 
-enum store_row_kind { STORE_THREAD, STORE_TURN, STORE_COUNTS, STORE_TITLE, STORE_DELETE };
+/* What is not to be stored where it belongs, but in table `rejected`. */
+struct store_rejected {
+    struct id id;     /* of the thread or turn */
+    const char *kind; /* "thread", "turn", "counts", "title", "delete" */
+    const char *org;  /* NULL: unknown */
+    const char *reason;
+    struct store_text data; /* all of it as a JSON object; s NULL: none */
+    int64_t at_us;
+    bool was_stored; /* out: the thread or turn is in the store all the same, and nothing
+                      * was set aside */
+};
+
+enum store_row_kind {
+    STORE_THREAD,
+    STORE_TURN,
+    STORE_COUNTS,
+    STORE_TITLE,
+    STORE_DELETE,
+    STORE_REJECTED
+};
 
 #define STORE_WHY_SIZE 192
 
@@ -121,6 +140,7 @@ struct store_row {
         struct store_turn turn;
         struct store_counts counts;
         struct store_change change;
+        struct store_rejected rejected;
     } u;
     /* Written by the store before the callback; of use only if that says DAC_OK.
      * DAC_OK: stored, or it was there already. DAC_E_INVALID: refused for its data, and

@@ -32,7 +32,7 @@ ONLY = {
     " permit_before permit_after give_before give_after token_before token_after block_taken block_linked first_block"
     " takeover_adopted takeover_reset question_before declined",
     "recorder": "recycle_unlinked sample_written recorder_adopted recorder_end_written recorder_before_stored"
-    " recorder_before_commit recorder_after_commit unlinked release_before release_after",
+    " recorder_before_commit recorder_after_commit recorder_in_hand recorder_put_down unlinked release_before release_after",
 }
 # To these comes nobody unless a fetcher died before; to those, unless somebody died with a lock.
 AFTER_A_DEATH = {

@@ -130,7 +130,7 @@ START_TEST(what_is_missing_is_null)
 
     t.ttft_ms = t.latency_ms = t.queue_wait_ms = -1;
     t.prompt_tokens = t.completion_tokens = -1;
-    t.finish_reason = NULL;
+    t.finish_reason = t.fetcher = NULL;
     t.status = "failed";
     t.assistant_content.s = NULL;
     fx_store_turn(st, &t);
@@ -360,6 +360,37 @@ START_TEST(an_exception_of_a_trigger_is_the_rows_own_and_is_not_quoted)
     }
     ck_assert_int_eq(px_int("SELECT count(*) FROM turns"), 57);
     ck_assert_int_eq(px_int("SELECT count(*) FROM rejected WHERE sqlstate = 'P0001'"), 3);
+}
+END_TEST
+
+START_TEST(what_is_to_be_set_aside_is_so_unless_it_is_stored)
+{
+    struct store_turn there = fx_turn(1, 1), new = fx_turn(3, 1);
+    const struct store_rejected aside = {.id = fx_id('t', 2),
+                                         .kind = "turn",
+                                         .org = "acme",
+                                         .reason = "the recorder died",
+                                         .at_us = FX_START_US};
+    struct store_row rows[] = {fx_turn_row(&new),
+                               {.kind = STORE_REJECTED, .u.rejected = aside},
+                               {.kind = STORE_REJECTED, .u.rejected = aside},
+                               fx_counts_row(&there.id, 5, 6)};
+
+    fx_store_turn(st, &there);
+    rows[1].u.rejected.data = fx_text("{\"id\":1}");
+    rows[2].u.rejected.id = there.id;
+    for (int i = 0; i < 2; i++) {
+        ck_assert_int_eq(fx_write(st, rows, DAC_ARRAY_LEN(rows)), DAC_OK);
+        for (size_t k = 0; k < DAC_ARRAY_LEN(rows); k++)
+            ck_assert_msg(rows[k].result == DAC_OK, "%s", rows[k].why);
+        ck_assert(!rows[1].u.rejected.was_stored);
+        ck_assert(rows[2].u.rejected.was_stored);
+    }
+    ck_assert_int_eq(px_int("SELECT count(*) FROM rejected"), 1);
+    ck_assert_int_eq(px_int("SELECT count(*) FROM rejected WHERE org = 'acme' AND "
+                            "reason = 'the recorder died' AND data IS NOT NULL"),
+                     1);
+    ck_assert_int_eq(px_int("SELECT count(*) FROM turns WHERE hits = 6"), 1);
 }
 END_TEST
 
@@ -610,6 +641,7 @@ int main(void)
     tcase_add_loop_test(tc, a_refused_turn_is_set_aside_and_the_others_are_in, 0,
                         (int)DAC_ARRAY_LEN(refusals));
     tcase_add_test(tc, an_exception_of_a_trigger_is_the_rows_own_and_is_not_quoted);
+    tcase_add_test(tc, what_is_to_be_set_aside_is_so_unless_it_is_stored);
     tcase_add_test(tc, a_commit_that_fails_is_no_success);
     tcase_add_test(tc, a_serialization_failure_is_tried_again);
     tcase_add_test(tc, lost_prepared_statements_cost_a_retry_only);

@@ -196,7 +196,26 @@ START_TEST(a_row_of_another_org_is_refused)
     row.result = DAC_OK;
     ck_assert_int_eq(spool_put(sp, &row, 1), DAC_OK);
     ck_assert_int_ne(row.result, DAC_OK);
-    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_queue"), 1);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_queue WHERE kind = 1"), 1);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM rejected WHERE kind = 'turn'"), 1);
+
+    /* That, too, is to reach PostgreSQL, and leaves with the queue. */
+    struct spool_batch b;
+    struct id refused = fx_id('t', 1);
+
+    ck_assert_int_eq(spool_next(sp, 4, 1u << 20, &b), DAC_OK);
+    ck_assert_uint_eq(b.n, 2);
+    ck_assert_int_eq(b.rows[1].kind, STORE_REJECTED);
+    const struct store_rejected *j = &b.rows[1].u.rejected;
+    ck_assert(id_equal(&j->id, &refused));
+    ck_assert_str_eq(j->kind, "turn");
+    ck_assert_str_eq(j->org, "other");
+    ck_assert_ptr_nonnull(strstr(j->reason, "in its org"));
+    ck_assert_ptr_nonnull(strstr(j->data.s, "\"question\""));
+    ck_assert_int_eq(spool_done(sp, &b), DAC_OK);
+    spool_batch_free(&b);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM rejected"), 0);
+    ck_assert_uint_eq(rows_left(), 0);
 }
 END_TEST
 

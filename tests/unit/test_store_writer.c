@@ -91,6 +91,60 @@ START_TEST(an_id_of_another_org_is_refused)
     ck_assert_int_eq(rows[0].result, DAC_E_INVALID);
     ck_assert_int_eq(rows[1].result, DAC_E_INVALID);
     ck_assert_int_eq(fx_int("SELECT count(*) FROM turns WHERE org = 'acme'"), 1);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM rejected WHERE org = 'other' AND "
+                            "kind IN ('turn', 'thread') AND sqlstate IS NULL AND "
+                            "reason LIKE '%another org' AND data ->> 'org' = 'other'"),
+                     2);
+}
+END_TEST
+
+START_TEST(what_is_refused_is_set_aside_and_the_others_go_on)
+{
+    struct store_turn good = fx_turn(1, 1), lost = fx_turn(2, 9), form = fx_turn(3, 1),
+                      taken = fx_turn(4, 1);
+
+    form.status = "perhaps";
+    taken.user_message_id = good.user_message_id;
+    for (int i = 0; i < 2; i++) {
+        struct store_row rows[] = {fx_turn_row(&good), fx_turn_row(&lost),
+                                   fx_turn_row(&form), fx_turn_row(&taken),
+                                   fx_change_row(STORE_TITLE, 9, "none there")};
+
+        ck_assert_int_eq(fx_write(st, rows, DAC_ARRAY_LEN(rows)), DAC_OK);
+        ck_assert_int_eq(rows[0].result, DAC_OK);
+    }
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), 1);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM rejected"), 3);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM rejected WHERE kind = 'turn' AND "
+                            "reason <> '' AND data ->> 'question' = 'question'"),
+                     3);
+}
+END_TEST
+
+START_TEST(what_is_to_be_set_aside_is_so_unless_it_is_stored)
+{
+    struct store_turn there = fx_turn(1, 1);
+    struct store_row row = {.kind = STORE_REJECTED,
+                            .u.rejected = {.id = fx_id('t', 2),
+                                           .kind = "turn",
+                                           .reason = "the recorder died",
+                                           .at_us = FX_START_US}};
+
+    fx_store_turn(st, &there);
+    for (int i = 0; i < 2; i++) {
+        ck_assert_int_eq(fx_write(st, &row, 1), DAC_OK);
+        ck_assert_int_eq(row.result, DAC_OK);
+        ck_assert(!row.u.rejected.was_stored);
+    }
+    row.u.rejected.id = there.id;
+    ck_assert_int_eq(fx_write(st, &row, 1), DAC_OK);
+    ck_assert_int_eq(row.result, DAC_OK);
+    ck_assert(row.u.rejected.was_stored);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM rejected WHERE data IS NULL"), 1);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM rejected"), 1);
+    row.u.rejected.reason = NULL;
+    ck_assert_int_eq(fx_write(st, &row, 1), DAC_OK);
+    ck_assert_int_eq(row.result, DAC_E_INVALID);
 }
 END_TEST
 
@@ -439,6 +493,8 @@ int main(void)
     tcase_add_test(tc, files_are_for_their_owner_alone);
     tcase_add_test(tc, a_replay_converges);
     tcase_add_test(tc, an_id_of_another_org_is_refused);
+    tcase_add_test(tc, what_is_refused_is_set_aside_and_the_others_go_on);
+    tcase_add_test(tc, what_is_to_be_set_aside_is_so_unless_it_is_stored);
     tcase_add_test(tc,
                    a_batch_that_was_given_up_is_not_called_back_and_may_be_written_again);
     tcase_add_test(tc, an_empty_batch_is_stored_like_any_other);
