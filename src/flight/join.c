@@ -471,7 +471,8 @@ struct present {
     uint64_t text_bytes;
     uint16_t generation; /* of that RESET, 0 without one */
     uint16_t newest;     /* of the records behind it: a takeover before the first content
-                          * needs     no RESET, and its ids go on */
+                          * needs no RESET, and its ids go on; while there is none, that
+                          * of the flight's word, since ids began with it */
 };
 
 static struct present find_present(struct local_flight *lf)
@@ -479,10 +480,12 @@ static struct present find_present(struct local_flight *lf)
     struct present p = {0};
     struct blocklog_cursor c;
     struct blocklog_record r;
+    bool empty = true; /* nothing behind the last RESET */
 
     blocklog_rewind(&c, lf->ref);
     while (blocklog_peek(lf->fl->shm, &c, &r) == DAC_OK) {
         blocklog_next(lf->fl->shm, &c, &r);
+        empty = r.type == RECORD_RESET;
         if (r.type == RECORD_RESET)
             p = (struct present){
                 .begin = c.offset, .generation = r.generation, .newest = r.generation};
@@ -491,6 +494,9 @@ static struct present find_present(struct local_flight *lf)
         if (r.generation > p.newest)
             p.newest = r.generation;
     }
+    uint16_t word = flight_load(lf->fl->shm, lf->ref.index).generation;
+    if (empty && word > p.newest)
+        p.newest = word;
     return p;
 }
 
