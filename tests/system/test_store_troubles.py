@@ -14,6 +14,7 @@ from lib.asks import gather, until
 from lib.disk import needs_mount
 from lib.provider import say
 from lib.service import run_dacd
+from test_deaths_under_load import crash_points
 
 pytestmark = [pytest.mark.own_store, pytest.mark.limit(110)]
 
@@ -411,6 +412,7 @@ def test_a_spool_that_cannot_be_written_ends_the_start(make_dac, postgres, disk)
 
 
 @pytest.mark.crashpoints
+@pytest.mark.skipif(not crash_points(), reason="needs a build with --enable-crashpoints")
 @pytest.mark.parametrize("where", ["postgres", "spool", "drain"])
 @pytest.mark.parametrize("point", ["recorder_before_commit", "recorder_after_commit", "recorder_before_stored"])
 async def test_the_recorder_dies_around_a_commit(make_dac, postgres, mock, tmp_path, where, point):
