@@ -383,8 +383,8 @@ void setting_put(const struct setting *s, const void *base, struct buf *out)
     const void *m = const_member(s, base);
     const char *text;
 
-    if (s->secret) {
-        buf_puts(out, "***");
+    if (s->secret) { /* that it is empty is no secret */
+        buf_puts(out, s->type == SETTING_STRING && !*(char *const *)m ? "" : "***");
         return;
     }
     switch (s->type) {
