@@ -461,10 +461,12 @@ static struct present find_present(struct local_flight *lf)
     struct present p = {0};
     struct blocklog_cursor c;
     struct blocklog_record r;
+    bool empty = true; /* nothing behind the last RESET */
 
     blocklog_rewind(&c, lf->ref);
     while (blocklog_peek(lf->fl->shm, &c, &r) == DAC_OK) {
         blocklog_next(lf->fl->shm, &c, &r);
+        empty = r.type == RECORD_RESET;
         if (r.type == RECORD_RESET)
             p = (struct present){
                 .begin = c.offset, .generation = r.generation, .newest = r.generation};
@@ -473,6 +475,9 @@ static struct present find_present(struct local_flight *lf)
         if (r.generation > p.newest)
             p.newest = r.generation;
     }
+    uint16_t word = flight_load(lf->fl->shm, lf->ref.index).generation;
+    if (empty && word > p.newest)
+        p.newest = word;
     return p;
 }
 
