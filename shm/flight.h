@@ -5,8 +5,8 @@
  *   DONE | FAILED | CANCELLED -> FREE
  *   CLAIMED, not indexed, owner reaped -> FREE
  *   CLAIMED | QUEUED | FETCHING | STREAMING, owner reaped -> ORPHANED
- *   ORPHANED -> CLAIMED by a reader that takes it over | FETCHING by the recorder that
- * ends it
+ *   ORPHANED -> CLAIMED, by a reader that takes it over
+ *   ORPHANED -> FETCHING, by the recorder that ends it
  *
  * Only the owner moves a flight on. Everyone else asks (flight_ask_cancel) and wakes it.
  */

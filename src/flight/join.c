@@ -471,8 +471,8 @@ struct present {
     uint64_t text_bytes;
     uint16_t generation; /* of that RESET, 0 without one */
     uint16_t newest;     /* of the records behind it: a takeover before the first content
-                          * needs no RESET, and its ids go on; while there is none, that
-                          * of the flight's word, since ids began with it */
+                          * needs no RESET, and its ids go on. While there is no record,
+                          * that of the flight's word, with which ids began */
 };
 
 static struct present find_present(struct local_flight *lf)

@@ -1,10 +1,10 @@
 /*
  * Ends flights whose fetcher died:
  *
- *   END is in the log            only the state is moved on: what was ended well stays so
- *   a question, no END           END {incomplete, fetcher_died}: stored with what came
- *   no question, or a thread     END {failed, fetcher_died}: there is nothing to store,
- * and newcomers lead anew
+ *   END is in the log         only the state is moved on: what was ended well stays so
+ *   a question, no END        END {incomplete, fetcher_died}: stored with what came
+ *   no question, or a thread  END {failed, fetcher_died}: nothing to store, and closed,
+ *                             so that newcomers lead anew
  *
  * Adopting comes first, by one compare-and-swap; if this recorder dies between two steps,
  * the flight is orphaned again and the next recorder begins anew. Recorder only.

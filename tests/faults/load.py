@@ -35,6 +35,20 @@ async def _stream(open_stream):
         return None
 
 
+async def _json(asked):
+    """A whole answer with status 200; None: refused or broken off."""
+    try:
+        r = await asked
+    except BROKEN:
+        return None
+    if not r.complete:
+        return None
+    if r.status != 200:
+        _refused(r.status, r.text)
+        return None
+    return r
+
+
 async def native_stream(dac, mock, thread, question, acknowledged):
     s = await _stream(dac.open_ask(thread, question))
     if s is None:
@@ -59,14 +73,8 @@ async def native_stream(dac, mock, thread, question, acknowledged):
 
 
 async def native_json(dac, mock, thread, question, acknowledged):
-    try:
-        r = await dac.ask_json(thread, question, timeout=PATIENCE)
-    except BROKEN:
-        return
-    if not r.complete:
-        return
-    if r.status != 200:
-        _refused(r.status, r.text)
+    r = await _json(dac.ask_json(thread, question, timeout=PATIENCE))
+    if r is None:
         return
     d = r.json()
     if d["status"] == "cancelled":
@@ -92,14 +100,8 @@ async def chat_stream(dac, mock, question, acknowledged):
 
 
 async def chat_json(dac, mock, question, acknowledged):
-    try:
-        r = await dac.chat(question, timeout=PATIENCE, top_p=0.5)
-    except BROKEN:
-        return
-    if not r.complete:
-        return
-    if r.status != 200:
-        _refused(r.status, r.text)
+    r = await _json(dac.chat(question, timeout=PATIENCE, top_p=0.5))
+    if r is None:
         return
     text = await mock.text(question)
     got = r.json()["choices"][0]["message"]["content"]
@@ -189,3 +191,10 @@ def stored_once(dac, acknowledged):
         got = found.get(turn) or found.get(turn.replace("-", ""))
         assert got and len(got) == 1, f"turn {turn}: {got}"
         assert (got[0]["status"], got[0]["content"]) == ("complete", text), got
+
+
+async def all_is_well(dac, acknowledged):
+    """At the end: structures are sound, what was acknowledged is stored, nothing is in use."""
+    dacctl(dac, "check")
+    stored_once(dac, acknowledged)
+    await empty(dac)

@@ -1,5 +1,6 @@
 """The test's side of the preloaded library: faults.c has the layout of the page they share."""
 
+import contextlib
 import mmap
 import os
 import re
@@ -39,6 +40,16 @@ class Faults:
         """Returns how many calls there were, and how many of them failed."""
         struct.pack_into("<I", self.page, 0, 0)
         return struct.unpack_from("<2Q", self.page, 32)
+
+    @contextlib.contextmanager
+    def explained(self, kind, role, first, count):
+        """What fails inside says which calls had failed, and from where they came."""
+        try:
+            yield
+        except BaseException as e:
+            self.disarm()
+            e.add_note(f"{kind} {first} (+{count - 1}) in {role}:\n" + "\n".join(self.traces()))
+            raise
 
     def traces(self):
         """Where calls failed, innermost first."""

@@ -11,8 +11,7 @@ import pytest
 
 from lib import procs
 from lib.provider import say
-from lib.service import dacctl
-from load import PATIENCE, crashes, empty, mix, settled, stored_once
+from load import PATIENCE, all_is_well, crashes, mix, settled, stored_once
 from shim import numbers
 from test_requests import SETTINGS, healthy
 
@@ -81,7 +80,7 @@ async def test_the_service_goes_on(make_dac, mock, faults, change, kind, role, s
     seen, _ = faults.disarm()
     await settled(dac, mock)
     for n in numbers(seen, samples):
-        try:
+        with faults.explained(kind, role, n, count):
             await CHANGES[change](
                 dac, mock, thread, f"{n}", acknowledged, partial(faults.arm, kind, role, n, count)
             )
@@ -89,13 +88,7 @@ async def test_the_service_goes_on(make_dac, mock, faults, change, kind, role, s
             await settled(dac, mock)
             await healthy(dac, mock, n)
             assert not crashes(dac), crashes(dac)
-        except BaseException as e:
-            faults.disarm()
-            e.add_note(f"{kind} {n} (+{count - 1}) in {role}:\n" + "\n".join(faults.traces()))
-            raise
-    dacctl(dac, "check")
-    stored_once(dac, acknowledged)
-    await empty(dac)
+    await all_is_well(dac, acknowledged)
     print(f"{change}: {kind} in {role}, {count} in a row: {seen} calls")
 
 
@@ -116,7 +109,7 @@ async def test_it_stops_in_time(make_dac, mock, faults, kind, role, samples, cou
         running = say(f"Running kumquat {label}?", tokens=4, token_size=12, barrier=f"hold{label}@2")
         s = await dac.open_ask(thread, running)
         await mock.wait(waiting=1, barrier=f"hold{label}")
-        try:
+        with faults.explained(kind, role, first, count):
             faults.arm(kind, role, first, count)
             os.kill(dac.pid, signal.SIGTERM)
             await mock.open(f"hold{label}")
@@ -131,10 +124,6 @@ async def test_it_stops_in_time(make_dac, mock, faults, kind, role, samples, cou
             stored_once(dac, acknowledged)
             dac.stop()
             return seen
-        except BaseException as e:
-            faults.disarm()
-            e.add_note(f"{kind} {first} (+{count - 1}) in {role}:\n" + "\n".join(faults.traces()))
-            raise
 
     seen = await stop("0", 1 << 62)
     for n in numbers(seen, samples if count == 1 else samples // 2):

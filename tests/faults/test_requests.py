@@ -4,8 +4,7 @@ its answer or an error, nothing is stuck, nobody crashes, and the next request i
 import pytest
 
 from lib.provider import say
-from lib.service import dacctl
-from load import crashes, empty, mix, settled, stored_once
+from load import all_is_well, crashes, mix, settled
 from shim import numbers
 
 SETTINGS = {
@@ -54,7 +53,7 @@ async def test_every_client_is_answered(make_dac, mock, faults, kind, role, samp
     if role == "recorder" and count > 1:
         samples //= 4  # a row of failures delays the next try to store
     for n in numbers(seen // 2 + 1, samples):
-        try:
+        with faults.explained(kind, role, n, count):
             faults.arm(kind, role, n, count)
             await mix(dac, mock, thread, f"{n}", acknowledged)
             hits += faults.disarm()[1]
@@ -62,12 +61,6 @@ async def test_every_client_is_answered(make_dac, mock, faults, kind, role, samp
             await healthy(dac, mock, n)
             assert not crashes(dac), crashes(dac)
             assert (dac.workers(), dac.recorder()) == living, "a process ended"
-        except BaseException as e:
-            faults.disarm()
-            e.add_note(f"{kind} {n} (+{count - 1}) in {role}:\n" + "\n".join(faults.traces()))
-            raise
-    dacctl(dac, "check")
-    stored_once(dac, acknowledged)
-    await empty(dac)
+    await all_is_well(dac, acknowledged)
     print(f"{kind} in {role}, {count} in a row: {seen // 2} calls, {hits} failed")
     assert hits > 0 or seen < 4

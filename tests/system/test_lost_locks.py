@@ -99,6 +99,21 @@ async def insist(dac, thread, question, seconds=10):
             await asyncio.sleep(0.02)
 
 
+async def two_generations(make_dac, drain, streams=1):
+    """A dacd that has moved: (it, a thread, streams on the old memory, held before their token 3)."""
+    dac = make_dac({"server": {"drain_timeout": drain}})
+    dac.allow_log.append(LOST)
+    thread = await dac.thread()
+    held = say("old kumquat", tokens=9, barrier="go@3")
+    on_old = [await dac.open_ask(thread, held) for _ in range(streams)]
+    for s in on_old:
+        await s.until("delta")
+    break_locks(dac)
+    await insist(dac, thread, say("kumquat", tokens=2))
+    await renewed(dac)
+    return dac, thread, on_old
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize("which", ["used", "all"])
 async def test_streams_go_on_and_newcomers_come_in(make_dac, mock, which):
@@ -266,14 +281,7 @@ async def test_what_cannot_be_joined_can_be_left(make_dac, mock):
 
 @pytest.mark.smoke
 async def test_stop_while_the_old_one_drains(make_dac, mock):
-    dac = make_dac({"server": {"drain_timeout": "10s"}})
-    dac.allow_log.append(LOST)
-    thread = await dac.thread()
-    on_old = await dac.open_ask(thread, say("old kumquat", tokens=9, barrier="go@3"))
-    await on_old.until("delta")
-    break_locks(dac)
-    await insist(dac, thread, say("kumquat", tokens=2))
-    await renewed(dac)
+    dac, thread, (on_old,) = await two_generations(make_dac, "10s")
     on_new = await dac.open_ask(thread, say("new kumquat", tokens=9, barrier="go@3"))
     await on_new.until("delta")
     os.kill(dac.pid, signal.SIGTERM)
@@ -286,14 +294,7 @@ async def test_stop_while_the_old_one_drains(make_dac, mock):
 
 
 async def test_the_master_dies_while_the_old_one_drains(make_dac, mock):
-    dac = make_dac({"server": {"drain_timeout": "2s"}})
-    dac.allow_log.append(LOST)
-    thread = await dac.thread()
-    on_old = await dac.open_ask(thread, say("old kumquat", tokens=9, barrier="go@3"))
-    await on_old.until("delta")
-    break_locks(dac)
-    await insist(dac, thread, say("kumquat", tokens=2))
-    await renewed(dac)
+    dac, thread, (on_old,) = await two_generations(make_dac, "2s")
     on_new = await dac.open_ask(thread, say("new kumquat", tokens=9, barrier="go@3"))
     await on_new.until("delta")
     os.kill(dac.pid, signal.SIGKILL)
@@ -309,14 +310,7 @@ async def test_the_master_dies_while_the_old_one_drains(make_dac, mock):
 
 
 async def test_the_second_loss_waits_for_the_end_of_the_first(make_dac, mock):
-    dac = make_dac({"server": {"drain_timeout": "15s"}})
-    dac.allow_log.append(LOST)
-    thread = await dac.thread()
-    s = await dac.open_ask(thread, say("old kumquat", tokens=9, barrier="go@3"))
-    await s.until("delta")
-    break_locks(dac)
-    await insist(dac, thread, say("kumquat", tokens=2))
-    await renewed(dac)
+    dac, thread, (s,) = await two_generations(make_dac, "15s")
     await asyncio.sleep(1.3)
     old = set(dac.processes())
     assert len(old) == 8, "who has a stream, and the recorders"

@@ -101,16 +101,50 @@ async def test_in_the_middle_native_clients_begin_anew(allowed, mock):
     assert [m["content"] for m in dac.messages(thread) if m["role"] == "assistant"] == [text]
 
 
-async def test_a_dialect_without_a_reset_gets_an_error(make_dac, mock):
-    dac = make_dac()
+async def test_ids_that_began_without_content_are_of_the_present_answer(make_dac, mock):
+    """The second takeover needs no RESET, since there is no content behind that of the first; a
+    stream that has only its id, of generation 2, goes on without one."""
+    dac = make_dac(workers=6)
     dac.allow_log.append(r"worker|signal")
-    question = say(tokens=10, token_size=SIZE, barrier="hold@4")
-    streams = [await dac.open_chat(question) for _ in range(24)]
+    answer = {"tokens": 10, "token_size": SIZE}
+    held = {**answer, "barrier": "start"}
+    await mock.script({**answer, "barrier": "hold@4"}, held, held)
+    thread = await dac.thread()
+    streams = await listeners(dac, thread, "Kumquat?", 60, 4)
+    for calls in (2, 3):
+        os.kill(fetcher(dac, mock), signal.SIGKILL)
+        await mock.wait(calls=calls, waiting=1)
+    late = await dac.open_ask(thread, "Kumquat?")
+    meta = await late.until("meta")
+    assert meta.id == "2-0"
+    headers = {"x-org-id": "org_demo", "Last-Event-ID": meta.id}
+    path = f"/api/turns/{meta.data['turn_id']}/stream"
+    resumed = await Stream.open("127.0.0.1", dac.port, path, headers, method="GET")
+    await resumed.until("meta")
+    await mock.open("start")
+    for s in await gather(late.rest(), resumed.rest()):
+        assert s.one("done") and len(s.text) == 10 * SIZE and not s.named("reset")
+        ids_never_go_back(s)
+    for s in await gather(*[s.rest() for s in streams]):
+        assert not s.complete or (s.text == late.text and len(s.named("reset")) == 1)
+
+
+async def chat_listeners(dac, question, n, at):
+    """n OpenAI streams that have got the first `at` tokens."""
+    streams = [await dac.open_chat(question) for _ in range(n)]
     for s in streams:
-        while len(s.chat_text) < SIZE * 4:
+        while len(s.chat_text) < SIZE * at:
             assert await s.next() is not None
+    return streams
+
+
+async def test_a_dialect_without_a_reset_gets_an_error(allowed, mock):
+    dac = allowed
+    streams = await chat_listeners(dac, say(tokens=10, token_size=SIZE, barrier="hold@4"), 24, 4)
     os.kill(fetcher(dac, mock), signal.SIGKILL)
     ended = await gather(*[s.rest() for s in streams])
+    # Its readers say that they cannot begin anew, so nobody waits for one who could.
+    assert "ended as incomplete: none of its readers can begin anew" in dac.log
     kept = [s for s in ended if s.complete]
     assert kept and not any(s.chat_done for s in ended)
     for s in kept:
@@ -118,20 +152,6 @@ async def test_a_dialect_without_a_reset_gets_an_error(make_dac, mock):
     assert await mock.calls() == 1  # nobody could begin anew
     (turn,) = await dac.stored_turns(1)
     assert turn["status"] == "incomplete"
-
-
-async def test_who_cannot_begin_anew_says_so(make_dac, mock):
-    """The readers tell the recorder that they cannot, so that nobody waits for one who could."""
-    dac = make_dac()
-    dac.allow_log.append(r"worker|signal")
-    question = say(tokens=10, token_size=SIZE, barrier="hold@4")
-    streams = [await dac.open_chat(question) for _ in range(24)]
-    for s in streams:
-        while len(s.chat_text) < SIZE * 4:
-            assert await s.next() is not None
-    os.kill(fetcher(dac, mock), signal.SIGKILL)
-    await gather(*[s.rest() for s in streams])
-    assert "ended as incomplete: none of its readers can begin anew" in dac.log
 
 
 async def test_the_setting_fail_takes_nothing_over(make_dac, mock):
