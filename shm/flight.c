@@ -132,9 +132,11 @@ static void flight_reset(struct shm_flight *f)
     atomic_store_explicit(&f->sample, 0, memory_order_relaxed);
     atomic_store_explicit(&f->start, 0, memory_order_relaxed);
     atomic_store_explicit(&f->lost_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&f->aliases, 0, memory_order_relaxed);
+    atomic_store_explicit(&f->aliases_stored, 0, memory_order_relaxed);
 }
 
-static void ask_for_room(struct shm *shm)
+void flight_ask_for_room(struct shm *shm)
 {
     if (atomic_exchange_explicit(&shm->hdr->pressure, 1, memory_order_acq_rel) == 0)
         wake_recorder(shm, 0);
@@ -146,7 +148,7 @@ enum dac_err flight_claim(struct shm *shm, struct flight_ref *out)
     uint32_t n = h->flight_count;
 
     if (blocks_low(shm)) {
-        ask_for_room(shm);
+        flight_ask_for_room(shm);
         return DAC_E_FULL;
     }
     uint32_t start = atomic_load_explicit(&h->flight_hand, memory_order_relaxed) % n;
@@ -167,7 +169,7 @@ enum dac_err flight_claim(struct shm *shm, struct flight_ref *out)
         *out = (struct flight_ref){.index = at, .incarnation = w.incarnation};
         return DAC_OK;
     }
-    ask_for_room(shm);
+    flight_ask_for_room(shm);
     return DAC_E_FULL;
 }
 

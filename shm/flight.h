@@ -76,6 +76,8 @@ enum dac_err flight_advance(struct shm *shm, struct flight_ref ref,
 /* Claims a FREE flight for this process with a clock hand. The caller fills it in.
  * DAC_E_FULL: none, or few blocks left; the recorder was told to make room. */
 enum dac_err flight_claim(struct shm *shm, struct flight_ref *out) DAC_CHECK;
+/* Tells the recorder that something was found full: it is to recycle what can go. */
+void flight_ask_for_room(struct shm *shm);
 /* Owner in CLAIMED, not indexed: gives it back. */
 void flight_unclaim(struct shm *shm, struct flight_ref ref);
 /* An ORPHANED flight for this process: generation + 1, state `to`. One caller wins. */

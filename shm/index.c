@@ -9,20 +9,14 @@
  *
  * A death between "bucket written" and "linked" leaves the lock to EOWNERDEAD, and
  * whoever gets it rebuilds the chain from the `bucket` fields.
- *
- * A lock that is ENOTRECOVERABLE loses its bucket: `lost` is set, and from then on nobody
- * gets in, whatever the lock says. So who saw `lost` before a try that did not end in a
- * time-out knows that nobody is inside and nobody will be: there are no new readers, and
- * what else needs the lock may be done without it.
  */
 #include "shm/index.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
-#include "base/clock.h"
+#include "shm/alias.h"
+#include "shm/bucket.h"
 #include "shm/crash.h"
 #include "shm/sample.h"
 #include "shm/wake.h"
@@ -32,119 +26,6 @@ uint32_t index_bucket_of(const struct shm *shm, const uint8_t key[SHM_KEY_SIZE])
     uint32_t h;
     memcpy(&h, key, sizeof h); /* the key is a digest: any four bytes are a hash */
     return h & (shm->hdr->bucket_count - 1);
-}
-
-static void note_lock(struct shm *shm, uint32_t bucket_plus_one)
-{
-    if (shm->self < SHM_SLOTS)
-        atomic_store_explicit(&shm->slots[shm->self].locking_bucket, bucket_plus_one,
-                              memory_order_release);
-}
-
-static struct shm_busy_bucket *busy_of(struct shm *shm, uint32_t bucket)
-{
-    for (size_t i = 0; i < SHM_BUSY_MAX; i++) {
-        if (shm->busy[i].bucket == bucket + 1)
-            return &shm->busy[i];
-    }
-    return NULL;
-}
-
-static void note_busy(struct shm *shm, uint32_t bucket, uint64_t now_ns)
-{
-    struct shm_busy_bucket *b = busy_of(shm, bucket);
-
-    if (!b)
-        b = &shm->busy[shm->busy_next++ % SHM_BUSY_MAX];
-    *b = (struct shm_busy_bucket){.bucket = bucket + 1,
-                                  .until_ns = now_ns + INDEX_BUSY_NS};
-}
-
-/* Waits for a lock that somebody else has, but not again and again: if that one stands
- * still, a crowd that wants this bucket must not cost one wait each, since the process
- * would seem to stand still, too. Not by trylock, ever: glibc's keeps the lock of which
- * it says ENOTRECOVERABLE. */
-static int lock_within_limit(struct shm *shm, uint32_t bucket)
-{
-    struct shm_busy_bucket *busy = busy_of(shm, bucket);
-    uint64_t now = clock_now_ns();
-    bool impatient = busy && now < busy->until_ns;
-    uint64_t until_ns = impatient ? now : now + INDEX_LOCK_NS;
-    struct timespec until = {.tv_sec = (time_t)(until_ns / NS_PER_S),
-                             .tv_nsec = (long)(until_ns % NS_PER_S)};
-    int rc = pthread_mutex_clocklock(&shm->buckets[bucket].lock, CLOCK_MONOTONIC, &until);
-
-    if (rc == ETIMEDOUT && !impatient)
-        note_busy(shm, bucket, now);
-    else if (rc != ETIMEDOUT && busy)
-        busy->bucket = 0;
-    return rc;
-}
-
-/* Its last holder died; the lock is held. 0, or ENOTRECOVERABLE and it is not. */
-static int mend(struct shm *shm, uint32_t bucket)
-{
-    pthread_mutex_t *m = &shm->buckets[bucket].lock;
-
-    CRASH_POINT("repair_before");
-    index_rebuild(shm, bucket);
-    CRASH_POINT("repair_after");
-    shm_count(shm, SHM_C_lock_recoveries, 1);
-    if (pthread_mutex_consistent(m) == 0)
-        return 0;
-    pthread_mutex_unlock(m);
-    return ENOTRECOVERABLE;
-}
-
-static void tell_lost(struct shm *shm, uint32_t bucket)
-{
-    /* The master's word first: a death in between must not leave it untold. */
-    if (atomic_load(&shm->hdr->lock_lost) == 0)
-        atomic_store(&shm->hdr->lock_lost, 1);
-    if (atomic_exchange(&shm->buckets[bucket].lost, 1) == 0)
-        shm_count(shm, SHM_C_locks_lost, 1);
-}
-
-/* DAC_OK: it is held. DAC_E_BUSY: not now. DAC_E_STATE: the bucket is lost, nobody is in
- * it, and nobody will be. */
-static enum dac_err bucket_lock(struct shm *shm, uint32_t bucket)
-{
-    struct shm_bucket *b = &shm->buckets[bucket];
-    bool was_lost = atomic_load(&b->lost) != 0;
-
-    note_lock(shm, bucket + 1);
-    int rc = lock_within_limit(shm, bucket);
-    if ((rc == 0 || rc == EOWNERDEAD) && atomic_load(&b->lost) != 0) {
-        pthread_mutex_unlock(&b->lock);
-        rc = ENOTRECOVERABLE;
-    }
-    if (rc == EOWNERDEAD)
-        rc = mend(shm, bucket);
-    if (rc == 0) {
-        CRASH_POINT("bucket_locked");
-        return DAC_OK;
-    }
-    note_lock(shm, 0);
-    if (rc == ENOTRECOVERABLE)
-        tell_lost(shm, bucket);
-    if (rc == ENOTRECOVERABLE && was_lost)
-        return DAC_E_STATE;
-    shm_count(shm, SHM_C_lock_timeouts, 1);
-    return DAC_E_BUSY;
-}
-
-/* The same, for who needs the lock itself: DAC_OK or DAC_E_BUSY. */
-static enum dac_err bucket_enter(struct shm *shm, uint32_t bucket)
-{
-    enum dac_err e = bucket_lock(shm, bucket);
-
-    return e == DAC_E_STATE ? DAC_E_BUSY : e;
-}
-
-static void bucket_unlock(struct shm *shm, uint32_t bucket)
-{
-    pthread_mutex_unlock(&shm->buckets[bucket].lock);
-    note_lock(shm, 0);
 }
 
 /* A link of a chain; one that leads nowhere ends it. */
@@ -430,21 +311,41 @@ enum dac_err index_put_sample(struct shm *shm, struct flight_ref ref,
 }
 
 /* Under the lock: whether the flight may leave memory by this rule. */
-static bool recyclable(const struct shm_flight *f, struct flight_word w,
+static bool recyclable(const struct shm *shm, uint32_t flight, struct flight_word w,
                        enum recycle_rule rule, uint64_t now_ns, uint64_t error_ttl_ns)
 {
+    const struct shm_flight *f = flight_at(shm, flight);
     uint64_t ended = atomic_load_explicit(&f->ended_ns, memory_order_relaxed);
     uint64_t ttl = 0;
 
     if (!flight_state_ended(w.state) ||
         atomic_load_explicit(&f->stored, memory_order_acquire) == STORED_NO ||
-        atomic_load_explicit(&f->readers, memory_order_acquire) != 0)
+        atomic_load_explicit(&f->readers, memory_order_acquire) != 0 ||
+        alias_pending(shm, flight))
         return false;
     if (w.state == FLIGHT_DONE)
         ttl = atomic_load_explicit(&f->result_ttl_ns, memory_order_relaxed);
     else if (w.state == FLIGHT_FAILED)
         ttl = error_ttl_ns;
+    if (ttl < ALIAS_LINGER_NS && alias_count(shm, flight) > 0)
+        ttl = ALIAS_LINGER_NS;
     return rule == RECYCLE_PRESSURE || now_ns >= ended + ttl;
+}
+
+/* Out of its chain, it becomes free, and with it its blocks and aliases. */
+static enum dac_err leave(struct shm *shm, uint32_t flight, struct flight_word w,
+                          uint64_t *followers, uint64_t *hits)
+{
+    const struct shm_flight *f = flight_at(shm, flight);
+    uint32_t aliases = alias_count(shm, flight);
+
+    *followers = atomic_load_explicit(&f->followers, memory_order_relaxed);
+    *hits = atomic_load_explicit(&f->hits, memory_order_relaxed);
+    alias_let_go(shm, flight);
+    enum dac_err e = flight_release(shm, flight, w);
+    if (e == DAC_OK)
+        atomic_fetch_sub_explicit(&shm->hdr->aliases_used, aliases, memory_order_relaxed);
+    return e;
 }
 
 enum dac_err index_recycle(struct shm *shm, struct flight_ref ref, enum recycle_rule rule,
@@ -455,24 +356,21 @@ enum dac_err index_recycle(struct shm *shm, struct flight_ref ref, enum recycle_
     struct flight_word w = flight_load(shm, ref.index);
     struct grip g;
 
-    if (w.incarnation != ref.incarnation || !recyclable(f, w, rule, now_ns, error_ttl_ns))
+    if (w.incarnation != ref.incarnation ||
+        !recyclable(shm, ref.index, w, rule, now_ns, error_ttl_ns))
         return DAC_E_STATE;
     if (atomic_load_explicit(&f->bucket, memory_order_acquire) == 0) {
         /* A recorder died between unlinking and releasing it: nobody can reach it. */
-        *followers = atomic_load_explicit(&f->followers, memory_order_relaxed);
-        *hits = atomic_load_explicit(&f->hits, memory_order_relaxed);
-        return flight_release(shm, ref.index, w);
+        return leave(shm, ref.index, w, followers, hits);
     }
     enum dac_err e = lock_flight(shm, ref, &g);
     if (e != DAC_OK)
         return e == DAC_E_NOT_FOUND ? DAC_E_STATE : e;
     w = flight_load(shm, ref.index);
-    if (recyclable(f, w, rule, now_ns, error_ttl_ns)) {
-        *followers = atomic_load_explicit(&f->followers, memory_order_relaxed);
-        *hits = atomic_load_explicit(&f->hits, memory_order_relaxed);
+    if (recyclable(shm, ref.index, w, rule, now_ns, error_ttl_ns)) {
         chain_remove(shm, g.bucket, ref.index);
         CRASH_POINT("recycle_unlinked");
-        e = flight_release(shm, ref.index, w);
+        e = leave(shm, ref.index, w, followers, hits);
     } else {
         e = DAC_E_STATE;
     }

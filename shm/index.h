@@ -1,24 +1,15 @@
 /*
  * The key index: from a key's digest to the newest flight of that question.
  *
- * Buckets under process-shared robust mutexes, tried for 20 ms at most; at most one is
- * held, and under it no system call, allocation, log line or callback. The chains are
- * hints: after a death (EOWNERDEAD) a bucket is rebuilt from the flights whose `bucket`
- * field names it, and only then declared consistent.
- *
- * A lock that can never be had again (ENOTRECOVERABLE) loses its bucket: the header's
- * `lock_lost` asks the master for a new segment. Until then nobody joins or attaches
- * there (DAC_E_BUSY, like a lock not had); abandoning, sampling and recycling go on
- * without the lock, since nobody can come in between.
+ * Each bucket's chain is under its lock (shm/bucket.h). Where a lock can never be had
+ * again, nobody joins or attaches (DAC_E_BUSY, like a lock not had); abandoning, sampling
+ * and recycling go on without the lock, since nobody can come in between.
  */
 #ifndef DAC_SHM_INDEX_H
 #define DAC_SHM_INDEX_H
 
 #include "shm/blocklog.h"
 #include "shm/sample.h"
-
-#define INDEX_LOCK_NS UINT64_C(20000000)
-#define INDEX_BUSY_NS UINT64_C(250000000) /* no second wait for the same lock before */
 
 enum join_role {
     JOIN_LEADER,   /* a new flight, this process owns it in CLAIMED */
@@ -71,8 +62,10 @@ enum dac_err index_put_sample(struct shm *shm, struct flight_ref ref,
                               const struct sample *s) DAC_CHECK;
 
 enum recycle_rule {
-    RECYCLE_EXPIRED, /* ended, stored, unread, TTL over */
-    RECYCLE_PRESSURE /* the same, TTL or not */
+    /* Ended, stored with all its aliases, unread, TTL over; if it has aliases, not before
+     * ALIAS_LINGER_NS after its end. */
+    RECYCLE_EXPIRED,
+    RECYCLE_PRESSURE /* the same, whenever it ended */
 };
 /* Recorder: frees the flight if the rule allows it now. DAC_E_STATE if not, DAC_E_BUSY.
  * *followers and *hits are its final numbers. */

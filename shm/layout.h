@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #define SHM_MAGIC          UINT64_C(0x3153544847494c46) /* "FLIGHTS1" */
-#define SHM_LAYOUT_VERSION 7u
+#define SHM_LAYOUT_VERSION 8u
 #define SHM_SLOTS          64u
 #define SHM_NO_SLOT        UINT32_C(0xff)
 #define SHM_WORKERS_MAX    28u
@@ -27,6 +27,7 @@
 #define SHM_BLOCK_SIZE     2048u
 #define SHM_SAMPLES        16384u
 #define SHM_FLIGHTS_MAX    65536u
+#define SHM_ALIASES_LEAST  4096u /* or four for each flight, if that is more */
 #define SHM_NAME_SIZE      64u
 #define SHM_KEY_SIZE       32u
 #define SHM_ALIGNED        _Alignas(64)
@@ -72,7 +73,8 @@ typedef _Atomic uint32_t shm_u32;
     X(lock_recoveries, "bucket locks taken over from a dead process")                    \
     X(locks_lost, "bucket locks that can never be had again")                            \
     X(flights_orphaned, "flights whose fetcher died")                                    \
-    X(takeovers, "orphaned flights that another worker took over")
+    X(takeovers, "orphaned flights that another worker took over")                       \
+    X(idempotency_keys_bound, "values of Idempotency-Key that were bound to a turn")
 
 enum shm_counter {
 #define X(name, help) SHM_C_##name,
@@ -141,6 +143,9 @@ struct shm_bucket {
     SHM_ALIGNED pthread_mutex_t lock; /* process-shared, robust */
     shm_u32 head; /* flight + 1, newest first, 0: none; under the lock */
     shm_u32 lost; /* 1: the lock can never be had again, nobody gets in; any, set once */
+    shm_u32 aliases;      /* alias + 1, 0: none; under the lock */
+    shm_u32 aliases_gone; /* grows before one of them leaves with its flight; rmw
+                           * [W: recorder] */
 };
 
 /* --- flights ------------------------------------------------------------------------ */
@@ -215,6 +220,30 @@ struct shm_flight {
     shm_u64 hits;             /* relaxed add, under the lock */
     shm_u64 sample;           /* sequence of its sample + 1, 0: none [W: recorder] */
     int64_t created_us;       /* wall clock */
+    SHM_ALIGNED shm_u64 aliases; /* {how many:32, alias + 1 of the newest:32}; cas by its
+                                  * readers, only grows; reset at the claim */
+    shm_u32 aliases_stored;      /* of them [W: recorder] */
+};
+
+/* --- aliases ------------------------------------------------------------------------ */
+
+/* A client's name for a turn. Free as soon as the use of the flight that it is bound to
+ * is over: no step, no list. */
+struct shm_alias {
+    /* 0: free. Top bit: being bound by {slot+1:8 from bit 32, the slot's generation:32},
+     * by nobody if slot+1 is 0. Else bound to {flight+1:32, incarnation:32}. cas */
+    SHM_ALIGNED shm_u64 word;
+    shm_u64 target; /* the use to whose list it is about to be added [W: its binder] */
+    shm_u32 bucket; /* bucket + 1 in whose chain it is, 0: none; under the lock */
+    shm_u32 next;   /* alias + 1 in the bucket's chain; under the lock */
+    shm_u32
+        sibling; /* alias + 1 in its flight's list [W: its binder, before it is there] */
+    shm_u32 stored; /* 1: the store has it, or is not to have it [W: recorder] */
+    /* The following are written by who took it from the pool, before `bucket`. */
+    int64_t created_us;          /* wall clock: when the name was first used */
+    uint8_t org[16];             /* as shm_flight.org */
+    SHM_ALIGNED uint8_t key[32]; /* SHA-256 of the name */
+    uint8_t body[32];            /* SHA-256 of what was asked under it */
 };
 
 /* --- block log ---------------------------------------------------------------------- */
@@ -254,15 +283,16 @@ struct shm_store {
 /* --- header ------------------------------------------------------------------------- */
 
 struct shm_areas { /* offsets from the segment's start, in bytes */
-    uint64_t slots, dirty, pacers, buckets, flights, samples, blocks, data, end;
+    uint64_t slots, dirty, pacers, buckets, flights, aliases, samples, blocks, data, end;
 };
 
 struct shm_header {
     uint64_t magic; /* written last at creation */
     uint32_t layout_version;
     uint32_t header_size;
-    uint32_t slot_size, pacer_size, bucket_size, flight_size, sample_size, block_size;
-    uint32_t flight_count, bucket_count, block_count, provider_count;
+    uint32_t slot_size, pacer_size, bucket_size, flight_size, alias_size, sample_size;
+    uint32_t block_size;
+    uint32_t flight_count, bucket_count, alias_count, block_count, provider_count;
     uint32_t dirty_words; /* 64-bit words of a slot's dirty bitmap */
     uint32_t unused;
     uint64_t total_size;
@@ -291,6 +321,8 @@ struct shm_header {
     shm_u32 flights_used;               /* hint, recounted by the master; relaxed */
     SHM_ALIGNED shm_u32 block_hand;     /* relaxed */
     shm_u32 blocks_used;                /* hint, recounted by the master; relaxed */
+    SHM_ALIGNED shm_u32 alias_hand;     /* relaxed */
+    shm_u32 aliases_used;               /* hint, recounted by the master; relaxed */
     SHM_ALIGNED shm_u64 claim_seq;      /* relaxed add */
     shm_u64 tickets[SHM_PROVIDERS_MAX]; /* relaxed add */
     SHM_ALIGNED shm_u64 sample_seq;     /* samples ever; release [W: recorder] */
@@ -301,6 +333,8 @@ struct shm_header {
 
 _Static_assert(sizeof(struct shm_block) == 16, "block descriptors are packed");
 _Static_assert(sizeof(struct shm_flight) % 64 == 0, "flights start on cache lines");
+_Static_assert(sizeof(struct shm_bucket) == 64, "a bucket is a cache line");
+_Static_assert(sizeof(struct shm_alias) == 128, "an alias is two cache lines");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "64-bit atomics must be lock-free");
 
 #endif

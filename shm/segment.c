@@ -53,6 +53,7 @@ static void place_areas(struct shm_plan *plan, uint32_t flights, uint32_t blocks
 
     plan->flight_count = flights;
     plan->bucket_count = power_of_two_at_least(flights);
+    plan->alias_count = flights * 4 > SHM_ALIASES_LEAST ? flights * 4 : SHM_ALIASES_LEAST;
     plan->block_count = blocks;
     plan->dirty_words = (flights + 63) / 64;
     a->slots = align_up(sizeof(struct shm_header), 4096);
@@ -61,7 +62,8 @@ static void place_areas(struct shm_plan *plan, uint32_t flights, uint32_t blocks
     a->buckets = align_up(a->pacers + SHM_PROVIDERS_MAX * sizeof(struct shm_pacer), 64);
     a->flights =
         align_up(a->buckets + plan->bucket_count * sizeof(struct shm_bucket), 64);
-    a->samples = align_up(a->flights + flights * sizeof(struct shm_flight), 64);
+    a->aliases = align_up(a->flights + flights * sizeof(struct shm_flight), 64);
+    a->samples = align_up(a->aliases + plan->alias_count * sizeof(struct shm_alias), 64);
     a->blocks = align_up(a->samples + SHM_SAMPLES * sizeof(struct shm_sample), 64);
     a->data = align_up(a->blocks + blocks * sizeof(struct shm_block), 4096);
     a->end = a->data + (uint64_t)blocks * SHM_BLOCK_SIZE;
@@ -104,7 +106,8 @@ enum dac_err segment_plan(const struct shm_options *opt, struct shm_plan *plan, 
     place_areas(plan, flights,
                 blocks > UINT32_MAX / 2 ? UINT32_MAX / 2 : (uint32_t)blocks);
     plan->bytes_per_flight = sizeof(struct shm_flight) + sizeof(struct shm_bucket) +
-                             SHM_BLOCK_SIZE + sizeof(struct shm_block) + SHM_SLOTS / 8;
+                             4 * sizeof(struct shm_alias) + SHM_BLOCK_SIZE +
+                             sizeof(struct shm_block) + SHM_SLOTS / 8;
     return DAC_OK;
 }
 
@@ -119,6 +122,7 @@ static void segment_point(struct shm *shm)
     shm->pacers = (struct shm_pacer *)(void *)(shm->base + a->pacers);
     shm->buckets = (struct shm_bucket *)(void *)(shm->base + a->buckets);
     shm->flights = (struct shm_flight *)(void *)(shm->base + a->flights);
+    shm->aliases = (struct shm_alias *)(void *)(shm->base + a->aliases);
     shm->samples = (struct shm_sample *)(void *)(shm->base + a->samples);
     shm->blocks = (struct shm_block *)(void *)(shm->base + a->blocks);
     shm->data = shm->base + a->data;
@@ -151,10 +155,12 @@ static enum dac_err segment_init(struct shm *shm, const struct shm_options *opt,
     h->pacer_size = sizeof(struct shm_pacer);
     h->bucket_size = sizeof(struct shm_bucket);
     h->flight_size = sizeof(struct shm_flight);
+    h->alias_size = sizeof(struct shm_alias);
     h->sample_size = sizeof(struct shm_sample);
     h->block_size = SHM_BLOCK_SIZE;
     h->flight_count = plan->flight_count;
     h->bucket_count = plan->bucket_count;
+    h->alias_count = plan->alias_count;
     h->block_count = plan->block_count;
     h->provider_count = opt->provider_count;
     h->dirty_words = plan->dirty_words;
@@ -515,7 +521,8 @@ static bool areas_valid(const struct shm_header *h)
         h->provider_count > SHM_PROVIDERS_MAX)
         return false;
     place_areas(&plan, h->flight_count, h->block_count);
-    return h->bucket_count == plan.bucket_count && h->dirty_words == plan.dirty_words &&
+    return h->bucket_count == plan.bucket_count && h->alias_count == plan.alias_count &&
+           h->dirty_words == plan.dirty_words &&
            memcmp(&h->areas, &plan.areas, sizeof plan.areas) == 0 &&
            h->total_size == plan.total;
 }
@@ -543,6 +550,7 @@ bool segment_valid(const struct shm *shm, char *why, size_t n)
              h->pacer_size != sizeof(struct shm_pacer) ||
              h->bucket_size != sizeof(struct shm_bucket) ||
              h->flight_size != sizeof(struct shm_flight) ||
+             h->alias_size != sizeof(struct shm_alias) ||
              h->sample_size != sizeof(struct shm_sample) ||
              h->block_size != SHM_BLOCK_SIZE)
         snprintf(why, n, "sizes of structs differ: made by another build");

@@ -28,6 +28,7 @@ struct shm {
     struct shm_pacer *pacers;
     struct shm_bucket *buckets;
     struct shm_flight *flights;
+    struct shm_alias *aliases;
     struct shm_sample *samples;
     struct shm_block *blocks;
     uint8_t *data;
@@ -35,7 +36,7 @@ struct shm {
     int lock_fd;            /* holds the instance's lock; -1 in children */
     uint32_t self; /* this process's slot, SHM_NO_SLOT in the master and outside */
     struct shm_busy_bucket
-        busy[SHM_BUSY_MAX]; /* index.c's own; the oldest is forgotten */
+        busy[SHM_BUSY_MAX]; /* bucket.c's own; the oldest is forgotten */
     uint32_t busy_next;
 };
 
@@ -61,8 +62,8 @@ struct shm_options {
 struct shm_plan {
     struct shm_areas areas;
     uint64_t total;
-    uint32_t flight_count, bucket_count, block_count, dirty_words;
-    uint64_t bytes_per_flight; /* fixed part and one block */
+    uint32_t flight_count, bucket_count, alias_count, block_count, dirty_words;
+    uint64_t bytes_per_flight; /* fixed part, one block, four aliases */
 };
 
 /* DAC_E_TOO_LARGE if `size` has no room for one whole answer beside the tables; `why` (of

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "shm/alias.h"
 #include "shm/blocklog.h"
 #include "shm/pacer.h"
 #include "shm/wake.h"
@@ -162,6 +163,7 @@ void slot_recount(struct shm *shm)
         blocks += !block_is_free(shm, i);
     atomic_store_explicit(&shm->hdr->flights_used, flights, memory_order_relaxed);
     atomic_store_explicit(&shm->hdr->blocks_used, blocks, memory_order_relaxed);
+    atomic_store_explicit(&shm->hdr->aliases_used, alias_used(shm), memory_order_relaxed);
 }
 
 bool slot_valid(const struct shm *shm, uint32_t slot, char *why, size_t n)

@@ -36,7 +36,7 @@ struct slot_sweep {
  * caller then kicks everyone (wake_kick). */
 struct slot_sweep slot_sweep(struct shm *shm, uint32_t slot);
 
-/* Master: counts used flights and blocks anew from the words themselves. */
+/* Master: counts used flights, blocks and aliases anew from the words themselves. */
 void slot_recount(struct shm *shm);
 
 bool slot_valid(const struct shm *shm, uint32_t slot, char *why, size_t n);

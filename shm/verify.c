@@ -1,7 +1,7 @@
 /*
- * One pass over a segment: header's roles, slots, pacers, buckets, flights with their
- * logs, blocks, samples, hints; in this order. Each rule stands beside the words with
- * which it is reported.
+ * One pass over a segment: header's roles, slots, pacers, buckets, aliases, flights with
+ * their logs and lists, blocks, samples, hints; in this order. Each rule stands beside
+ * the words with which it is reported.
  *
  * Whether a bucket's lock is held is read from the lock itself, since there is no other
  * way to know it from outside: glibc only, elsewhere nobody seems to hold any.
@@ -15,6 +15,7 @@
 #include <stdio.h>
 
 #include "base/clock.h"
+#include "shm/alias.h"
 #include "shm/blocklog.h"
 #include "shm/index.h"
 #include "shm/pacer.h"
@@ -177,6 +178,38 @@ static void check_index(const struct pass *p)
             died);
 }
 
+/* --- aliases ---------------------------------------------------------------------------
+ */
+
+static void check_alias(const struct pass *p, uint32_t i)
+{
+    const struct shm_alias *a = alias_at(p->shm, i);
+    uint64_t word = atomic_load(&a->word);
+    uint32_t bucket = atomic_load(&a->bucket);
+    char why[160];
+
+    if (!alias_valid(p->shm, i, false, why, sizeof(why)))
+        say(p, CERTAIN, "alias", i, word, "%s", why);
+    else if (!alias_valid(p->shm, i, true, why, sizeof(why)))
+        say(p, LIKELY, "alias", i, word, "%s", why);
+    else if (bucket != 0 && bucket <= p->shm->hdr->bucket_count &&
+             !alias_is_chained(p->shm, i) && !is_in_hand(p, bucket - 1))
+        say(p, LIKELY, "alias", i, word,
+            "it says bucket %u but is not in its chain of aliases", bucket - 1);
+}
+
+static void check_aliases(const struct pass *p)
+{
+    char why[160];
+
+    for (uint32_t i = 0; i < p->shm->hdr->bucket_count; i++) {
+        if (!alias_chain_valid(p->shm, i, why, sizeof(why)) && !is_in_hand(p, i))
+            say(p, LIKELY, "bucket", i, 0, "%s", why);
+    }
+    for (uint32_t i = 0; i < p->shm->hdr->alias_count; i++)
+        check_alias(p, i);
+}
+
 /* --- flights ---------------------------------------------------------------------------
  */
 
@@ -241,6 +274,12 @@ static void check_age(const struct pass *p, uint32_t i, struct flight_word w)
             "its fetcher died more than %" PRIu64
             " s ago; nobody took it over, and the recorder did not end it",
             (grace + VERIFY_ORPHAN_SLACK_NS) / NS_PER_S);
+    if (flight_state_ended(w.state) && alias_pending(p->shm, i) &&
+        is_late(p, ended, VERIFY_STORE_SLACK_NS))
+        say(p, LIKELY, "flight", i, w.incarnation,
+            "it ended more than %" PRIu64 " s ago and %u of its %u aliases are stored",
+            VERIFY_STORE_SLACK_NS / NS_PER_S, atomic_load(&f->aliases_stored),
+            alias_count(p->shm, i));
     if (flight_state_ended(w.state) && atomic_load(&f->stored) == STORED_NO &&
         is_late(p, ended, VERIFY_STORE_SLACK_NS))
         say(p, LIKELY, "flight", i, w.incarnation,
@@ -265,6 +304,8 @@ static void check_flights(const struct pass *p)
         if (w.state == FLIGHT_FREE)
             continue;
         if (w.state > FLIGHT_CLAIMED && !blocklog_valid(p->shm, i, why, sizeof(why)))
+            say(p, LIKELY, "flight", i, w.incarnation, "%s", why);
+        if (w.state > FLIGHT_CLAIMED && !alias_list_valid(p->shm, i, why, sizeof(why)))
             say(p, LIKELY, "flight", i, w.incarnation, "%s", why);
         check_company(p, i, w);
         if (p->view->live)
@@ -330,6 +371,7 @@ void verify_pass(const struct verify_view *view, verify_fn *fn, void *ctx)
     check_slots(&p);
     check_pacers(&p);
     check_index(&p);
+    check_aliases(&p);
     check_flights(&p);
     check_blocks(&p);
     if (!sample_valid(view->shm, why, sizeof(why)))
@@ -337,6 +379,7 @@ void verify_pass(const struct verify_view *view, verify_fn *fn, void *ctx)
     if (view->live && view->master) {
         check_hint(&p, "flights", &view->shm->hdr->flights_used, count_flights);
         check_hint(&p, "blocks", &view->shm->hdr->blocks_used, count_blocks);
+        check_hint(&p, "aliases", &view->shm->hdr->aliases_used, alias_used);
     }
 }
 
@@ -358,6 +401,7 @@ struct verify_remains verify_settle(struct shm *copy)
         if (lock_state(&copy->buckets[i]) == LOCK_FREE)
             continue;
         index_rebuild(copy, i);
+        alias_rebuild(copy, i);
         all.locks++;
     }
     return all;

@@ -13,6 +13,7 @@
 #include "api/routes.h"
 #include "base/clock.h"
 #include "http/problem.h"
+#include "shm/alias.h"
 #include "shm/blocklog.h"
 #include "shm/pacer.h"
 #include "shm/sample.h"
@@ -165,6 +166,11 @@ static void put_flights(struct buf *b, const struct shm *shm)
                    flight_state_name((enum flight_state)i), by_state[i]);
     put_gauge(b, "dac_blocks", "blocks of the log pool", shm->hdr->block_count);
     put_gauge(b, "dac_blocks_free", "blocks that no flight holds", blocks_free_hint(shm));
+    put_gauge(b, "dac_idempotency_keys",
+              "values of Idempotency-Key that turns in memory have",
+              alias_used_hint(shm));
+    put_gauge(b, "dac_idempotency_keys_max", "how many of them memory has room for",
+              shm->hdr->alias_count);
 }
 
 static void put_store(struct buf *b, const struct shm *shm)

@@ -24,6 +24,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "process/recorder_state.h"
+#include "shm/alias.h"
 #include "shm/blocklog.h"
 #include "shm/slot.h"
 #include "shm/wake.h"
@@ -148,7 +149,8 @@ static void make_room(struct recorder *r, uint64_t now_ns)
 {
     const struct shm_header *hdr = r->shm->hdr;
     bool half_full = atomic_load(&hdr->flights_used) > hdr->flight_count / 2 ||
-                     blocks_free_hint(r->shm) < hdr->block_count / 2;
+                     blocks_free_hint(r->shm) < hdr->block_count / 2 ||
+                     alias_used_hint(r->shm) > hdr->alias_count / 2;
     bool writing = store_busy(r->store);
 
     if (writing && now_ns - r->recycled_ns < WRITING_RECYCLE_NS)

@@ -1,6 +1,6 @@
 /*
  * Frees flights that ended, are stored, and have no reader: those whose time to live is
- * over, and, when flights or blocks run short, the oldest of the others, too.
+ * over, and, when flights, blocks or aliases run short, the oldest of the others, too.
  *
  * The two numbers that still grew after the commit (followers, hits) are noted for the
  * next batch when a flight leaves. The list of them is bounded; what does not fit is
@@ -11,6 +11,7 @@
 
 #include "base/log.h"
 #include "process/recorder_state.h"
+#include "shm/alias.h"
 #include "shm/blocklog.h"
 #include "shm/index.h"
 
@@ -111,7 +112,8 @@ static bool is_short(const struct shm *shm, uint32_t used, uint32_t eighths)
     uint64_t blocks_used = shm->hdr->block_count - blocks_free_hint(shm);
 
     return used > (uint64_t)shm->hdr->flight_count * eighths / 8 ||
-           blocks_used > (uint64_t)shm->hdr->block_count * eighths / 8;
+           blocks_used > (uint64_t)shm->hdr->block_count * eighths / 8 ||
+           alias_used_hint(shm) > (uint64_t)shm->hdr->alias_count * eighths / 8;
 }
 
 void recorder_recycle(struct recorder *r, uint64_t now_ns)

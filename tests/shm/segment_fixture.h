@@ -17,6 +17,8 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "shm/alias.h"
+#include "shm/bucket.h"
 #include "shm/index.h"
 #include "shm/pacer.h"
 #include "shm/sample.h"
@@ -133,15 +135,28 @@ static inline bool all_valid(const struct shm *s, char *why, size_t n)
         }
     }
     for (uint32_t i = 0; i < s->hdr->bucket_count; i++) {
-        if (!index_valid(s, i, part, sizeof(part))) {
+        if (!index_valid(s, i, part, sizeof(part)) ||
+            !alias_chain_valid(s, i, part, sizeof(part))) {
             snprintf(why, n, "bucket %u: %s", i, part);
             return false;
         }
     }
     for (uint32_t i = 0; i < s->hdr->flight_count; i++) {
         if (!flight_valid(s, i, true, part, sizeof(part)) ||
-            !blocklog_valid(s, i, part, sizeof(part))) {
+            !blocklog_valid(s, i, part, sizeof(part)) ||
+            (flight_load(s, i).state > FLIGHT_CLAIMED &&
+             !alias_list_valid(s, i, part, sizeof(part)))) {
             snprintf(why, n, "flight %u: %s", i, part);
+            return false;
+        }
+    }
+    for (uint32_t i = 0; i < s->hdr->alias_count; i++) {
+        if (!alias_valid(s, i, true, part, sizeof(part))) {
+            snprintf(why, n, "alias %u: %s", i, part);
+            return false;
+        }
+        if (!alias_is_chained(s, i)) {
+            snprintf(why, n, "alias %u: its chain does not lead to it", i);
             return false;
         }
     }

@@ -68,7 +68,8 @@ static void check_plan(const struct shm_options *opt, const struct shm_plan *p)
         {a->dirty, a->pacers, SHM_SLOTS * p->dirty_words * sizeof(uint64_t)},
         {a->pacers, a->buckets, SHM_PROVIDERS_MAX * sizeof(struct shm_pacer)},
         {a->buckets, a->flights, p->bucket_count * sizeof(struct shm_bucket)},
-        {a->flights, a->samples, p->flight_count * sizeof(struct shm_flight)},
+        {a->flights, a->aliases, p->flight_count * sizeof(struct shm_flight)},
+        {a->aliases, a->samples, p->alias_count * sizeof(struct shm_alias)},
         {a->samples, a->blocks, SHM_SAMPLES * sizeof(struct shm_sample)},
         {a->blocks, a->data, p->block_count * sizeof(struct shm_block)},
         {a->data, a->end, (uint64_t)p->block_count * SHM_BLOCK_SIZE},
@@ -82,6 +83,8 @@ static void check_plan(const struct shm_options *opt, const struct shm_plan *p)
     ck_assert_uint_le(p->total, opt->size);
     ck_assert_uint_ge(p->dirty_words * 64, p->flight_count);
     ck_assert_uint_ge(p->bucket_count, p->flight_count);
+    ck_assert_uint_ge(p->alias_count, p->flight_count * 4);
+    ck_assert_uint_ge(p->alias_count, SHM_ALIASES_LEAST);
     ck_assert_uint_eq(p->bucket_count & (p->bucket_count - 1), 0);
     ck_assert_uint_gt((uint64_t)p->block_count * SHM_BLOCK_SIZE, opt->flight_max_bytes);
 }
@@ -117,17 +120,18 @@ START_TEST(default_layout_is_the_one_described)
     struct shm_plan p;
 
     ck_assert_int_eq(segment_plan(&opt, &p, why, sizeof(why)), DAC_OK);
-    ck_assert_uint_eq(p.block_count, 23192);
-    ck_assert_uint_eq(p.bytes_per_flight, 2392);
+    ck_assert_uint_eq(p.block_count, 22049);
+    ck_assert_uint_eq(p.bytes_per_flight, 2968);
     ck_assert_uint_eq(p.areas.slots, 4096);
     ck_assert_uint_eq(p.areas.dirty, 32768);
     ck_assert_uint_eq(p.areas.pacers, 65536);
     ck_assert_uint_eq(p.areas.buckets, 99328);
     ck_assert_uint_eq(p.areas.flights, 361472);
-    ck_assert_uint_eq(p.areas.samples, 1410048);
-    ck_assert_uint_eq(p.areas.blocks, 2458624);
-    ck_assert_uint_eq(p.areas.data, 2830336);
-    ck_assert_uint_eq(p.areas.end, 50327552);
+    ck_assert_uint_eq(p.areas.aliases, 1672192);
+    ck_assert_uint_eq(p.areas.samples, 3769344);
+    ck_assert_uint_eq(p.areas.blocks, 4817920);
+    ck_assert_uint_eq(p.areas.data, 5173248);
+    ck_assert_uint_eq(p.areas.end, 50329600);
 }
 END_TEST
 
@@ -493,11 +497,12 @@ static const struct {
 } fields[] = {
     FIELD(magic),         FIELD(layout_version), FIELD(header_size),
     FIELD(slot_size),     FIELD(pacer_size),     FIELD(bucket_size),
-    FIELD(flight_size),   FIELD(sample_size),    FIELD(block_size),
-    FIELD(flight_count),  FIELD(bucket_count),   FIELD(block_count),
-    FIELD(dirty_words),   FIELD(total_size),     FIELD(areas.slots),
-    FIELD(areas.dirty),   FIELD(areas.pacers),   FIELD(areas.buckets),
-    FIELD(areas.flights), FIELD(areas.samples),  FIELD(areas.blocks),
+    FIELD(flight_size),   FIELD(alias_size),     FIELD(sample_size),
+    FIELD(block_size),    FIELD(flight_count),   FIELD(bucket_count),
+    FIELD(alias_count),   FIELD(block_count),    FIELD(dirty_words),
+    FIELD(total_size),    FIELD(areas.slots),    FIELD(areas.dirty),
+    FIELD(areas.pacers),  FIELD(areas.buckets),  FIELD(areas.flights),
+    FIELD(areas.aliases), FIELD(areas.samples),  FIELD(areas.blocks),
     FIELD(areas.data),    FIELD(areas.end),
 };
 
