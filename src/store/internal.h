@@ -105,7 +105,8 @@ enum query_kind {
     QUERY_THREADS,
     QUERY_MESSAGES,
     QUERY_HISTORY,
-    QUERY_TURN
+    QUERY_TURN,
+    QUERY_ALIAS
 };
 
 /* What a query has found; all text lives in `texts`. */
@@ -114,6 +115,7 @@ struct query_rows {
     struct store_thread *threads;
     struct store_message *messages;
     struct store_turn turn;
+    struct store_alias alias;
     size_t n;   /* rows in threads or messages */
     size_t cap; /* rows allocated there */
     size_t bytes;
@@ -136,12 +138,15 @@ struct store_query {
     struct id cursor;          /* after or until */
     size_t limit;              /* rows; of a history messages */
     size_t max_bytes;          /* of a history */
+    uint8_t key_digest[32];    /* of an alias */
+    int64_t since_us;          /* likewise */
     uint64_t deadline_ns;
     union {
         store_thread_cb thread;
         store_threads_cb threads;
         store_messages_cb messages;
         store_turn_cb turn;
+        store_alias_cb alias;
     } cb;
     void *arg;
     enum dac_err result;

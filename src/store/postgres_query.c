@@ -68,6 +68,7 @@ static const Oid thread_types[] = {POSTGRES_UUID, POSTGRES_TEXT};
 static const Oid threads_types[] = {POSTGRES_TEXT, POSTGRES_INT8, POSTGRES_UUID};
 static const Oid messages_types[] = {POSTGRES_UUID, POSTGRES_TEXT, POSTGRES_INT8,
                                      POSTGRES_UUID};
+static const Oid alias_types[] = {POSTGRES_TEXT, POSTGRES_BYTEA, POSTGRES_TIMESTAMPTZ};
 static const Oid history_types[] = {POSTGRES_UUID, POSTGRES_TEXT, POSTGRES_UUID,
                                     POSTGRES_INT8, POSTGRES_INT8};
 
@@ -121,6 +122,9 @@ const struct postgres_statement postgres_query_statements[PQ_N] = {
          "LEFT JOIN messages a ON a.turn_id = t.id AND a.role = 'assistant' "
          "WHERE t.id = $1 AND t.org = $2 AND h.deleted_at IS NULL",
          2, thread_types},
+    [PQ_ALIAS] = {"SELECT turn_id, key_digest, body_digest, created_at FROM idempotency "
+                  "WHERE org = $1 AND key_digest = $2 AND created_at >= $3",
+                  3, alias_types},
 };
 
 /* --- asking ------------------------------------------------------------------------- */
@@ -156,6 +160,11 @@ int postgres_query_build(const struct store_query *q, struct postgres_args *args
         postgres_add_int(args, bound(q->limit, 2 * STORE_HISTORY_TURNS_MAX));
         postgres_add_int(args, bound(q->max_bytes, STORE_HISTORY_BYTES_MAX));
         return PQ_HISTORY;
+    case QUERY_ALIAS:
+        postgres_add_str(args, q->org);
+        postgres_add_bytes(args, q->key_digest, sizeof(q->key_digest));
+        postgres_add_time(args, q->since_us);
+        return PQ_ALIAS;
     case QUERY_TURN:
     case QUERY_THREAD:
         break;
@@ -424,6 +433,20 @@ static enum dac_err take_turn(struct row *r)
     return r->e;
 }
 
+static enum dac_err take_alias(struct row *r)
+{
+    struct store_alias *a = &r->q->rows.alias;
+
+    if (PQntuples(r->res) == 0)
+        return DAC_E_NOT_FOUND;
+    a->org = r->q->org;
+    get_id(r, 0, &a->turn);
+    get_digest(r, 1, a->key_digest);
+    get_digest(r, 2, a->body_digest);
+    get_time(r, 3, &a->created_us);
+    return r->e;
+}
+
 /* --- the whole ---------------------------------------------------------------------- */
 
 enum dac_err postgres_query_take(struct store_query *q, const PGresult *res)
@@ -431,7 +454,7 @@ enum dac_err postgres_query_take(struct store_query *q, const PGresult *res)
     static enum dac_err (*const takers[])(struct row *) = {
         [QUERY_THREAD] = take_one_thread, [QUERY_THREADS] = take_threads,
         [QUERY_MESSAGES] = take_messages, [QUERY_HISTORY] = take_history,
-        [QUERY_TURN] = take_turn,
+        [QUERY_TURN] = take_turn,         [QUERY_ALIAS] = take_alias,
     };
     struct row r = {.q = q, .res = res};
 

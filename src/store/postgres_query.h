@@ -19,6 +19,7 @@ enum {
     PQ_MESSAGES_AFTER,
     PQ_HISTORY,
     PQ_TURN,
+    PQ_ALIAS,
     PQ_N
 };
 

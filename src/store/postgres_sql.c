@@ -28,6 +28,8 @@ static const Oid title_types[] = {POSTGRES_UUID, POSTGRES_TEXT, POSTGRES_TEXT};
 static const Oid delete_types[] = {POSTGRES_UUID, POSTGRES_TEXT, POSTGRES_TIMESTAMPTZ};
 static const Oid aside_types[] = {POSTGRES_UUID, POSTGRES_TEXT, POSTGRES_TEXT,
                                   POSTGRES_TEXT, POSTGRES_TEXT, POSTGRES_TIMESTAMPTZ};
+static const Oid alias_types[] = {POSTGRES_UUID, POSTGRES_TEXT, POSTGRES_BYTEA,
+                                  POSTGRES_BYTEA, POSTGRES_TIMESTAMPTZ};
 static const Oid rejected_types[] = {POSTGRES_UUID,       POSTGRES_TEXT, POSTGRES_TEXT,
                                      POSTGRES_TEXT,       POSTGRES_TEXT, POSTGRES_TEXT,
                                      POSTGRES_TIMESTAMPTZ};
@@ -94,6 +96,15 @@ const struct postgres_statement postgres_writer_sql[W_N] = {
                  "AND NOT ($2 = 'thread' AND EXISTS (SELECT FROM threads WHERE id = $1)) "
                  "ON CONFLICT (id, kind) DO UPDATE SET reason = excluded.reason",
                  TYPES(aside_types)},
+    [W_ALIAS] = {"WITH there AS MATERIALIZED (SELECT id FROM turns WHERE id = $1 AND "
+                 "org = $2), new AS (INSERT INTO idempotency AS i (org, key_digest, "
+                 "body_digest, turn_id, created_at) SELECT $2, $3, $4, id, $5 FROM there "
+                 "ON CONFLICT (org, key_digest) DO UPDATE SET "
+                 "body_digest = excluded.body_digest, turn_id = excluded.turn_id, "
+                 "created_at = excluded.created_at "
+                 "WHERE i.created_at < excluded.created_at - interval '24 hours') "
+                 "SELECT id FROM there",
+                 TYPES(alias_types)},
 };
 
 static bool is_of(const struct store_row *row, enum store_row_kind kind)
@@ -241,4 +252,14 @@ void postgres_put_aside(struct postgres_args *a, const struct store_rejected *j)
     postgres_add_str(a, j->reason);
     postgres_add_text(a, &j->data);
     postgres_add_time(a, j->at_us);
+}
+
+void postgres_put_alias(struct postgres_args *a, const struct store_alias *s)
+{
+    postgres_args_reset(a);
+    postgres_add_id(a, &s->turn);
+    postgres_add_str(a, s->org);
+    postgres_add_bytes(a, s->key_digest, sizeof(s->key_digest));
+    postgres_add_bytes(a, s->body_digest, sizeof(s->body_digest));
+    postgres_add_time(a, s->created_us);
 }

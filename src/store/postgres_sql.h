@@ -25,6 +25,7 @@ enum {
     W_DELETE,
     W_REJECTED,
     W_ASIDE,
+    W_ALIAS,
     W_N
 };
 
@@ -45,6 +46,8 @@ void postgres_put_title(struct postgres_args *a, const struct store_change *c);
 void postgres_put_delete(struct postgres_args *a, const struct store_change *c);
 /* Of a STORE_REJECTED row; touches no row if the thread or turn is stored. */
 void postgres_put_aside(struct postgres_args *a, const struct store_rejected *j);
+/* Answers with a row if its turn is stored, whatever the key stands for. */
+void postgres_put_alias(struct postgres_args *a, const struct store_alias *s);
 /* A refused row; `sqlstate` may be "". */
 void postgres_put_rejected(struct postgres_args *a, const struct store_row *row,
                            const char *sqlstate);

@@ -251,7 +251,7 @@ static void on_single(void *arg, PGresult *res)
         return;
     }
     id_format(rejected_id(row), text);
-    if (row->kind == STORE_COUNTS)
+    if (row->kind == STORE_COUNTS || row->kind == STORE_ALIAS)
         store_row_refuse(row, DAC_E_NOT_FOUND, "turn %s is not stored", text);
     else
         store_row_refuse(row, DAC_E_NOT_FOUND, "thread %s does not exist in its org",
@@ -300,6 +300,10 @@ static void send_single(struct postgres_store *s, const struct store_row *row)
     case STORE_REJECTED:
         postgres_put_aside(&s->args, &row->u.rejected);
         send_statement(s, W_ASIDE, on_single);
+        break;
+    case STORE_ALIAS:
+        postgres_put_alias(&s->args, &row->u.alias);
+        send_statement(s, W_ALIAS, on_single);
         break;
     case STORE_THREAD:
     case STORE_TURN:

@@ -156,6 +156,9 @@ static void query_call(struct store_query *q)
     case QUERY_TURN:
         q->cb.turn(q->arg, q->result, ok ? &rows->turn : NULL);
         break;
+    case QUERY_ALIAS:
+        q->cb.alias(q->arg, q->result, ok ? &rows->alias : NULL);
+        break;
     }
 }
 
@@ -296,6 +299,21 @@ struct store_query *store_read_turn(struct store_reader *r, const char *org,
     if (q == NULL)
         return NULL;
     q->cb.turn = cb;
+    q->arg = arg;
+    return query_start(q);
+}
+
+struct store_query *store_read_alias(struct store_reader *r, const char *org,
+                                     const uint8_t key_digest[32], int64_t since_us,
+                                     store_alias_cb cb, void *arg)
+{
+    struct store_query *q = query_new(r, QUERY_ALIAS, org, NULL, NULL);
+
+    if (q == NULL)
+        return NULL;
+    memcpy(q->key_digest, key_digest, sizeof(q->key_digest));
+    q->since_us = since_us;
+    q->cb.alias = cb;
     q->arg = arg;
     return query_start(q);
 }

@@ -12,7 +12,8 @@
 
 bool rejected_wanted(const struct store_row *row)
 {
-    if (row->kind == STORE_REJECTED || id_is_zero(rejected_id(row)))
+    if (row->kind == STORE_REJECTED || row->kind == STORE_ALIAS ||
+        id_is_zero(rejected_id(row)))
         return false;
     return row->result == DAC_E_INVALID ||
            (row->result == DAC_E_NOT_FOUND && row->kind == STORE_TURN);
@@ -22,7 +23,7 @@ const char *rejected_kind(const struct store_row *row)
 {
     static const char *const words[] = {
         [STORE_THREAD] = "thread", [STORE_TURN] = "turn",     [STORE_COUNTS] = "counts",
-        [STORE_TITLE] = "title",   [STORE_DELETE] = "delete",
+        [STORE_TITLE] = "title",   [STORE_DELETE] = "delete", [STORE_ALIAS] = "alias",
     };
 
     if (row->kind == STORE_REJECTED)
@@ -41,6 +42,8 @@ const struct id *rejected_id(const struct store_row *row)
         return &row->u.counts.turn;
     case STORE_REJECTED:
         return &row->u.rejected.id;
+    case STORE_ALIAS:
+        return &row->u.alias.turn;
     case STORE_TITLE:
     case STORE_DELETE:
         break;
@@ -54,6 +57,7 @@ const char *rejected_org(const struct store_row *row)
                       : row->kind == STORE_TURN     ? row->u.turn.org
                       : row->kind == STORE_COUNTS   ? NULL
                       : row->kind == STORE_REJECTED ? row->u.rejected.org
+                      : row->kind == STORE_ALIAS    ? row->u.alias.org
                                                     : row->u.change.org;
 
     return org != NULL && utf8_valid(org, strlen(org)) ? org : NULL;
@@ -181,6 +185,7 @@ void rejected_data(const struct store_row *row, struct buf *out)
         put_int(out, "at_us", c->at_us);
         break;
     case STORE_REJECTED:
+    case STORE_ALIAS:
         break;
     }
     (void)buf_putc(out, '}');

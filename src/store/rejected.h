@@ -13,11 +13,11 @@
 #define REJECTED_DATA_MAX (UINT64_C(1) << 30)
 
 /* Whether the row is worth setting aside: what was asked for and cannot be had again.
- * Counts, titles and deletions of what is not there are not. */
+ * Counts, titles and deletions of what is not there are not, nor is an alias. */
 bool rejected_wanted(const struct store_row *row);
-/* "thread", "turn", "counts", "title", "delete". */
+/* "thread", "turn", "counts", "title", "delete", "alias". */
 const char *rejected_kind(const struct store_row *row);
-/* Of the thread or turn; zero if it has none. */
+/* Of the thread or turn; zero if it has none. Of any kind of row. */
 const struct id *rejected_id(const struct store_row *row);
 /* NULL: unknown, or not storable. */
 const char *rejected_org(const struct store_row *row);

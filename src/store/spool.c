@@ -1,6 +1,6 @@
 /*
  * See spool.h. The file, its queue, and draining it; what is kept of threads is in
- * spool_keep.c. Runs in the recorder.
+ * spool_keep.c, the idempotency keys are in spool_alias.c. Runs in the recorder.
  */
 #include "store/spool.h"
 
@@ -24,13 +24,18 @@ static const char own_tables[] =
     "CREATE TABLE IF NOT EXISTS spool_queue ("
     "seq INTEGER PRIMARY KEY AUTOINCREMENT, kind INTEGER NOT NULL, id TEXT NOT NULL, "
     "thread_id TEXT, org TEXT, title TEXT, at_us INTEGER, followers INTEGER, "
-    "hits INTEGER, queued_us INTEGER NOT NULL) STRICT;"
+    "hits INTEGER, queued_us INTEGER NOT NULL, key_digest BLOB, body_digest BLOB) STRICT;"
+    "CREATE INDEX IF NOT EXISTS spool_queue_by_id ON spool_queue (id);"
     "CREATE INDEX IF NOT EXISTS spool_queue_by_thread ON spool_queue (thread_id) "
     "WHERE thread_id IS NOT NULL;"
     "CREATE TABLE IF NOT EXISTS spool_threads ("
     "thread_id TEXT PRIMARY KEY NOT NULL, used INTEGER NOT NULL, depth INTEGER NOT NULL) "
     "STRICT, WITHOUT ROWID;"
-    "CREATE INDEX IF NOT EXISTS spool_threads_by_use ON spool_threads (used)";
+    "CREATE INDEX IF NOT EXISTS spool_threads_by_use ON spool_threads (used);"
+    "CREATE TABLE IF NOT EXISTS spool_aliases ("
+    "seq INTEGER PRIMARY KEY, org TEXT NOT NULL, key_digest BLOB NOT NULL, "
+    "body_digest BLOB NOT NULL, turn_id TEXT NOT NULL, created_us INTEGER NOT NULL, "
+    "UNIQUE (org, key_digest)) STRICT";
 
 /* Turns of a thread that are older than its ?2 newest and not in the queue. */
 #define OLD_TURNS                                                                        \
@@ -45,7 +50,8 @@ static const char own_tables[] =
 
 static const char *const spool_sql[S_N] = {
     [S_QUEUE] = "INSERT INTO spool_queue (kind, id, thread_id, org, title, at_us, "
-                "followers, hits, queued_us) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "followers, hits, queued_us, key_digest, body_digest) "
+                "VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
     [S_PLACEHOLDER] = "INSERT INTO threads (id, org, title, created_at) "
                       "VALUES (?1, ?2, NULL, ?3) ON CONFLICT (id) DO NOTHING",
     [S_TOUCH] = "INSERT INTO spool_threads (thread_id, used, depth) VALUES (?1, ?2, ?3) "
@@ -62,7 +68,8 @@ static const char *const spool_sql[S_N] = {
         "t.ttft_ms, "
         "t.latency_ms, t.queue_wait_ms, t.prompt_tokens, t.completion_tokens, "
         "t.followers, t.hits, t.generation, t.key_digest, t.created_at, t.finished_at, "
-        "u.id, u.content, a.id, a.content, a.citations, t.fetcher, r.reason, r.data "
+        "u.id, u.content, a.id, a.content, a.citations, t.fetcher, r.reason, r.data, "
+        "q.key_digest, q.body_digest "
         "FROM spool_queue q "
         "LEFT JOIN turns t ON t.id = q.id AND q.kind = 1 "
         "LEFT JOIN messages u ON u.turn_id = t.id AND u.role = 'user' "
@@ -87,6 +94,19 @@ static const char *const spool_sql[S_N] = {
     [S_DROP_INDEX] = "DELETE FROM spool_threads WHERE thread_id = ?1",
     [S_DROP_LOOSE_MESSAGES] = "DELETE FROM messages WHERE turn_id IN (" LOOSE_TURNS ")",
     [S_DROP_LOOSE] = "DELETE FROM turns WHERE id IN (" LOOSE_TURNS ")",
+    [S_ALIAS] = "INSERT INTO spool_aliases (org, key_digest, body_digest, turn_id, "
+                "created_us) VALUES (?1, ?2, ?3, ?4, ?5) "
+                "ON CONFLICT (org, key_digest) DO NOTHING",
+    [S_ALIAS_DEAD] = "DELETE FROM spool_aliases WHERE org = ?1 AND key_digest = ?2 AND "
+                     "created_us < ?3",
+    [S_ALIAS_REFUSED] =
+        "SELECT count(*) FROM rejected WHERE id = ?1 AND kind = 'turn' AND "
+        "NOT EXISTS (SELECT 1 FROM turns WHERE id = ?1)",
+    [S_ALIAS_DROP] = "DELETE FROM spool_aliases WHERE org = ?1 AND key_digest = ?2 AND "
+                     "turn_id = ?3",
+    [S_ALIAS_TRIM] = "DELETE FROM spool_aliases WHERE seq IN "
+                     "(SELECT seq FROM spool_aliases ORDER BY seq LIMIT ?1)",
+    [S_ALIAS_COUNT] = "SELECT count(*) FROM spool_aliases",
 };
 
 static const char *const kind_names[] = {[STORE_THREAD] = "thread",
@@ -139,6 +159,7 @@ const struct id *spool_thread_of(const struct store_row *row)
         return &row->u.change.thread;
     case STORE_COUNTS:
     case STORE_REJECTED:
+    case STORE_ALIAS:
         break;
     }
     return NULL;
@@ -174,6 +195,8 @@ static int enqueue(struct spool *sp, const struct store_row *row, int64_t now_us
         kind = (struct store_text){row->u.rejected.kind, strlen(row->u.rejected.kind)};
         title = &kind;
         at_us = row->u.rejected.at_us;
+    } else if (row->kind == STORE_ALIAS) {
+        at_us = row->u.alias.created_us;
     }
     bad = sqlite3_bind_int(s, 1, (int)row->kind) | sqlite_bind_id(s, 2, id_of(row)) |
           sqlite_bind_id(s, 3, thread ? thread : &none) |
@@ -184,6 +207,11 @@ static int enqueue(struct spool *sp, const struct store_row *row, int64_t now_us
     if (row->kind == STORE_COUNTS)
         bad |= sqlite3_bind_int64(s, 7, row->u.counts.followers) |
                sqlite3_bind_int64(s, 8, row->u.counts.hits);
+    if (row->kind == STORE_ALIAS)
+        bad |= sqlite3_bind_blob(s, 10, row->u.alias.key_digest,
+                                 sizeof row->u.alias.key_digest, SQLITE_STATIC) |
+               sqlite3_bind_blob(s, 11, row->u.alias.body_digest,
+                                 sizeof row->u.alias.body_digest, SQLITE_STATIC);
     return bad ? SQLITE_NOMEM : spool_run(sp, S_QUEUE);
 }
 
@@ -217,6 +245,11 @@ static enum dac_err put_row(struct spool *sp, struct store_row *row, int64_t now
     int rc = SQLITE_OK;
     enum dac_err e;
 
+    if (row->kind == STORE_ALIAS) {
+        rc = spool_alias_put(sp, row);
+        return rc == SQLITE_OK ? DAC_OK
+                               : fail(sp, rc, "could not spool an idempotency key in");
+    }
     if (row->kind == STORE_TURN && thread && !id_is_zero(thread))
         rc = make_placeholder(sp, &row->u.turn);
     if (rc != SQLITE_OK)
@@ -248,6 +281,12 @@ static enum dac_err reject(struct spool *sp, const struct store_row *row, int64_
     int rc = enqueue(sp, &aside, now_us);
 
     return rc == SQLITE_OK ? DAC_OK : fail(sp, rc, "could not spool in");
+}
+
+static void give_up(struct spool *sp)
+{
+    sqlite_writer_rollback(sp->st);
+    (void)spool_alias_recount(sp);
 }
 
 enum dac_err spool_put_rows(struct spool *sp, struct store_row *rows, size_t n,
@@ -285,11 +324,11 @@ enum dac_err spool_put_rows(struct spool *sp, struct store_row *rows, size_t n,
             e = store_failed(sp, e);
     }
     if (e != DAC_OK)
-        sqlite_writer_rollback(sp->st);
+        give_up(sp);
     return e;
 }
 
-static int read_number(struct spool *sp, int which, int64_t *first, int64_t *second)
+int spool_read_number(struct spool *sp, int which, int64_t *first, int64_t *second)
 {
     sqlite3_stmt *s = sp->stmt[which];
     int rc = sqlite3_step(s);
@@ -307,7 +346,7 @@ static int read_number(struct spool *sp, int which, int64_t *first, int64_t *sec
 static int recount(struct spool *sp)
 {
     int64_t rows = 0, oldest = 0;
-    int rc = read_number(sp, S_COUNT, &rows, &oldest);
+    int rc = spool_read_number(sp, S_COUNT, &rows, &oldest);
 
     if (rc == SQLITE_OK) {
         sp->rows = (uint64_t)rows;
@@ -320,8 +359,8 @@ uint64_t spool_bytes_used(struct spool *sp)
 {
     int64_t pages = 0, unused = 0;
 
-    if (read_number(sp, S_PAGES, &pages, NULL) != SQLITE_OK ||
-        read_number(sp, S_FREE_PAGES, &unused, NULL) != SQLITE_OK)
+    if (spool_read_number(sp, S_PAGES, &pages, NULL) != SQLITE_OK ||
+        spool_read_number(sp, S_FREE_PAGES, &unused, NULL) != SQLITE_OK)
         return 0;
     return (uint64_t)(pages - unused) * sp->page_size;
 }
@@ -385,19 +424,26 @@ static int64_t column_count(sqlite3_stmt *s, int i)
     return sqlite3_column_type(s, i) == SQLITE_NULL ? -1 : sqlite3_column_int64(s, i);
 }
 
+static bool copy_digest(sqlite3_stmt *s, int i, uint8_t out[32])
+{
+    const void *digest = sqlite3_column_blob(s, i);
+
+    if (!digest || sqlite3_column_bytes(s, i) != 32)
+        return false;
+    memcpy(out, digest, 32);
+    return true;
+}
+
 static enum dac_err take_turn(struct spool_batch *b, sqlite3_stmt *s, const char *org,
                               struct store_turn *t)
 {
-    const void *digest = sqlite3_column_blob(s, 22);
-
-    if (!digest || sqlite3_column_bytes(s, 22) != sizeof t->key_digest ||
-        !sqlite_read_id(s, 2, &t->id) || !sqlite_read_id(s, 3, &t->thread_id) ||
+    if (!copy_digest(s, 22, t->key_digest) || !sqlite_read_id(s, 2, &t->id) ||
+        !sqlite_read_id(s, 3, &t->thread_id) ||
         !sqlite_read_time(s, 23, &t->created_us) ||
         !sqlite_read_time(s, 24, &t->finished_us) ||
         !sqlite_read_id(s, 25, &t->user_message_id) ||
         !sqlite_read_id(s, 27, &t->assistant_message_id))
         return DAC_E_CORRUPT;
-    memcpy(t->key_digest, digest, sizeof t->key_digest);
     t->org = org;
     t->ttft_ms = column_real(s, 14);
     t->latency_ms = column_real(s, 15);
@@ -466,6 +512,14 @@ static enum dac_err take_row(struct spool_batch *b, sqlite3_stmt *s,
         return DAC_OK;
     case STORE_REJECTED:
         return take_rejected(b, s, org, &title, &row->u.rejected);
+    case STORE_ALIAS:
+        row->u.alias.org = org;
+        row->u.alias.created_us = sqlite3_column_int64(s, 6);
+        return org && sqlite_read_id(s, 2, &row->u.alias.turn) &&
+                       copy_digest(s, 33, row->u.alias.key_digest) &&
+                       copy_digest(s, 34, row->u.alias.body_digest)
+                   ? DAC_OK
+                   : DAC_E_CORRUPT;
     default:
         return DAC_E_CORRUPT;
     }
@@ -542,7 +596,9 @@ enum dac_err spool_done(struct spool *sp, const struct spool_batch *batch)
         return store_failed(sp, e);
     for (size_t i = 0; rc == SQLITE_OK && i < batch->n; i++) {
         const struct store_row *row = &batch->rows[i];
-        if (row->result == DAC_E_NOT_FOUND && row->kind != STORE_COUNTS)
+        if (row->kind == STORE_ALIAS && row->result != DAC_OK)
+            rc = spool_alias_drop(sp, &row->u.alias);
+        else if (row->result == DAC_E_NOT_FOUND && row->kind != STORE_COUNTS)
             rc = set_aside(sp, row);
     }
     if (rc == SQLITE_OK)
@@ -560,7 +616,7 @@ enum dac_err spool_done(struct spool *sp, const struct spool_batch *batch)
     else if ((e = sqlite_writer_commit(sp->st)) != DAC_OK)
         e = store_failed(sp, e);
     if (e != DAC_OK)
-        sqlite_writer_rollback(sp->st);
+        give_up(sp);
     return e == DAC_E_CORRUPT ? spool_renew(sp) : e;
 }
 
@@ -630,6 +686,8 @@ static enum dac_err make_own(struct spool *sp, char *why, size_t n)
     if (rc == SQLITE_OK)
         rc = recount(sp);
     if (rc == SQLITE_OK)
+        rc = spool_alias_recount(sp);
+    if (rc == SQLITE_OK)
         rc = sqlite3_prepare_v2(sp->db, "PRAGMA page_size", -1, &pragma, NULL);
     if (rc == SQLITE_OK && sqlite3_step(pragma) == SQLITE_ROW)
         size = sqlite3_column_int64(pragma, 0);
@@ -655,6 +713,7 @@ static enum dac_err open_once(const struct spool_options *opt, struct spool **ou
     sp->max_bytes = opt->max_bytes;
     sp->threads_max = opt->threads_max;
     sp->turns_kept = opt->turns_kept;
+    sp->aliases_max = opt->aliases_max;
     sp->loose = sp->stale = true;
     sp->path = strdup(opt->path);
     if (sp->path)

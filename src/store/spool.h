@@ -3,10 +3,11 @@
  * threads that were used last, so that they stay readable meanwhile.
  *
  * It has the tables of a SQLite store, in which what is spooled and what is kept are
- * ordinary rows, and two of its own: the queue, which says what PostgreSQL has not got
- * yet and in which order, and the index of the kept threads. A row is durable when
- * spool_put() returns, and leaves the queue only after PostgreSQL's commit. Kept rows
- * are a cache: written without fsync, dropped by least recent use.
+ * ordinary rows, and three of its own: the queue, which says what PostgreSQL has not got
+ * yet and in which order, the index of the kept threads, and the idempotency keys that
+ * were used last. A row is durable when spool_put() returns, and leaves the queue only
+ * after PostgreSQL's commit. Kept rows are a cache: written without fsync, threads
+ * dropped by least recent use, keys by age.
  *
  * Calls take as long as SQLite does and never wait for the network. Runs in the recorder;
  * workers read the file with the SQLite reader.
@@ -25,6 +26,8 @@ struct spool_options {
     uint64_t max_bytes;       /* of the file; above it nothing new is taken */
     size_t threads_max;       /* threads that are kept */
     size_t turns_kept;        /* of one thread, at least */
+    size_t aliases_max;       /* idempotency keys that are remembered, besides those that
+                               * PostgreSQL has not got yet; a little more for a while */
     void (*alive)(void *arg); /* as in struct store_options */
     void *arg;
 };
@@ -56,8 +59,8 @@ void spool_close(struct spool *sp);
  * file has reached its limit, or the disk has; nothing was taken. A file that turns out
  * to be damaged is set aside as at the opening, and the batch goes into a new one. */
 enum dac_err spool_put(struct spool *sp, struct store_row *rows, size_t n) DAC_CHECK;
-/* Keeps what PostgreSQL has just committed: threads, turns, titles and deletions of them.
- * A failure costs the cache, not the rows. */
+/* Keeps what PostgreSQL has just committed: threads, turns, titles and deletions of them,
+ * aliases. A failure costs the cache, not the rows. */
 void spool_keep(struct spool *sp, struct store_row *rows, size_t n);
 /* Whether nothing older of this thread is missing from what a history takes. */
 bool spool_knows_history(struct spool *sp, const struct id *thread);
@@ -70,7 +73,9 @@ void spool_filled(struct spool *sp, const struct id *thread, bool whole);
 enum dac_err spool_next(struct spool *sp, size_t max, size_t bytes,
                         struct spool_batch *out) DAC_CHECK;
 /* They are stored elsewhere: takes them off the queue. What was refused there for a
- * missing thread is set aside in table `rejected`. */
+ * missing thread is set aside in table `rejected`; an alias that was refused is
+ * forgotten.
+ */
 enum dac_err spool_done(struct spool *sp, const struct spool_batch *batch) DAC_CHECK;
 void spool_batch_free(struct spool_batch *batch);
 

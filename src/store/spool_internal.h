@@ -1,6 +1,7 @@
 /*
- * What the files of the spool share. The file's own tables: the queue, and an index of
- * the threads that are kept, with how deep each of them is:
+ * What the files of the spool share. The file's own tables: the queue, the idempotency
+ * keys in the order in which they were stored, and an index of the threads that are kept,
+ * with how deep each of them is:
  *
  *   0  some turns; older ones may be missing from a history
  *   1  as many of the newest as a history takes
@@ -37,6 +38,12 @@ enum {
     S_DROP_INDEX,
     S_DROP_LOOSE_MESSAGES,
     S_DROP_LOOSE,
+    S_ALIAS,
+    S_ALIAS_DEAD,
+    S_ALIAS_REFUSED,
+    S_ALIAS_DROP,
+    S_ALIAS_TRIM,
+    S_ALIAS_COUNT,
     S_N
 };
 
@@ -50,7 +57,9 @@ struct spool {
     size_t threads_max;
     size_t turns_kept;
     uint64_t page_size;
-    uint64_t rows; /* in the queue */
+    uint64_t rows;    /* in the queue */
+    uint64_t aliases; /* remembered */
+    uint64_t aliases_max;
     int64_t oldest_us;
     bool loose; /* turns without a thread may be left behind the queue */
     bool stale; /* threads may be too many */
@@ -62,6 +71,8 @@ int spool_run(struct spool *sp, int which);
 /* One transaction; `queued`: for PostgreSQL, not only to be kept. */
 enum dac_err spool_put_rows(struct spool *sp, struct store_row *rows, size_t n,
                             bool queued);
+/* A statement that finds one row of one or two numbers; `second` may be NULL. */
+int spool_read_number(struct spool *sp, int which, int64_t *first, int64_t *second);
 /* The file turned out to be damaged: sets it aside and begins a new one. On failure the
  * old one stays open, as useless as it is. */
 enum dac_err spool_renew(struct spool *sp) DAC_CHECK;
@@ -70,5 +81,16 @@ uint64_t spool_bytes_used(struct spool *sp);
 const struct id *spool_thread_of(const struct store_row *row);
 /* Lets go of the older turns of a thread, all but those in the queue. */
 void spool_trim(struct spool *sp, const struct id *thread);
+
+/* In a transaction of the caller's; SQLite's code. Remembers an alias; if its turn was
+ * refused here, row->result says so. */
+int spool_alias_put(struct spool *sp, struct store_row *row);
+/* Forgets what spool_alias_put() has remembered of this very alias. */
+int spool_alias_drop(struct spool *sp, const struct store_alias *a);
+/* Counts them anew: at the start, and after a transaction that failed. */
+int spool_alias_recount(struct spool *sp);
+/* Whether there are so many that some of the oldest are to be forgotten. */
+bool spool_alias_crowded(const struct spool *sp);
+void spool_alias_trim(struct spool *sp);
 
 #endif

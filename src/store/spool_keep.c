@@ -1,6 +1,6 @@
 /*
- * What the spool keeps of threads beyond the queue: a cache by least recent use, of turns
- * that PostgreSQL has as well. Runs in the recorder.
+ * What the spool keeps beyond the queue: a cache of threads by least recent use, with
+ * turns that PostgreSQL has as well, and idempotency keys. Runs in the recorder.
  */
 #include "base/log.h"
 #include "store/spool_internal.h"
@@ -34,17 +34,25 @@ void spool_trim(struct spool *sp, const struct id *thread)
         (void)spool_run(sp, S_TRIM_DEPTH);
 }
 
+/* Whether a row is of the cache. Keys are, however much threads take up. */
+static bool is_kept(const struct store_row *row, bool full)
+{
+    const struct id *thread = spool_thread_of(row);
+
+    return row->kind == STORE_ALIAS || (thread && !id_is_zero(thread) && !full);
+}
+
 void spool_keep(struct spool *sp, struct store_row *rows, size_t n)
 {
+    bool full = spool_bytes_used(sp) >= sp->max_bytes / 2;
     bool worth_it = false;
 
     for (size_t i = 0; i < n; i++) {
-        const struct id *thread = spool_thread_of(&rows[i]);
-        if (!thread || id_is_zero(thread))
-            rows[i].result = DAC_E_STATE; /* not of the cache */
+        if (!is_kept(&rows[i], full))
+            rows[i].result = DAC_E_STATE;
         worth_it = worth_it || rows[i].result == DAC_OK;
     }
-    if (!worth_it || spool_bytes_used(sp) >= sp->max_bytes / 2)
+    if (!worth_it)
         return;
     durable(sp, false);
     enum dac_err e = spool_put_rows(sp, rows, n, false);
@@ -127,15 +135,19 @@ void spool_tidy(struct spool *sp)
 {
     bool loose = sp->loose && sp->rows == 0;
 
-    if (sp->stale || loose || is_crowded(sp)) {
+    if (sp->stale || loose || is_crowded(sp) || spool_alias_crowded(sp)) {
         durable(sp, false);
         if (sqlite_writer_begin(sp->st) == DAC_OK) {
             if (loose)
                 drop_loose(sp);
+            if (spool_alias_crowded(sp))
+                spool_alias_trim(sp);
             if (sp->stale || is_crowded(sp))
                 drop_stale(sp);
-            if (sqlite_writer_commit(sp->st) != DAC_OK)
+            if (sqlite_writer_commit(sp->st) != DAC_OK) {
                 sqlite_writer_rollback(sp->st);
+                (void)spool_alias_recount(sp);
+            }
         }
         durable(sp, true);
     }

@@ -34,14 +34,19 @@
 #define DRAIN_TIMEOUT_NS (10 * NS_PER_S) /* for a batch that nobody waits for */
 #define TICK_NS          (100 * NS_PER_MS)
 #define KEEP_BYTES_MAX   (16u << 20) /* copied rows that wait for store_tidy() */
+#define KEEP_ROWS        512         /* likewise */
 #define TURNS_KEPT       64
+/* Idempotency keys that the spool remembers; with a small one less, so that they take an
+ * eighth of it at most, at ALIAS_BYTES each. */
+#define ALIASES_KEPT 100000
+#define ALIAS_BYTES  256
 
 /* What PostgreSQL is doing. */
 enum doing { NOTHING, DIRECT, DRAINING };
 
 /* Copies of committed rows. */
 struct copies {
-    struct store_row rows[DRAIN_ROWS];
+    struct store_row rows[KEEP_ROWS];
     size_t n;
     size_t bytes;
     struct arena texts;
@@ -116,7 +121,7 @@ static void copy_rows(struct spooled *s, const struct store_row *rows, size_t n)
 {
     struct copies *c = &s->copies;
 
-    for (size_t i = 0; i < n && c->n < DRAIN_ROWS; i++) {
+    for (size_t i = 0; i < n && c->n < KEEP_ROWS; i++) {
         struct store_row *to = &c->rows[c->n];
         if (rows[i].result != DAC_OK || rows[i].kind == STORE_COUNTS ||
             rows[i].kind == STORE_REJECTED ||
@@ -128,6 +133,8 @@ static void copy_rows(struct spooled *s, const struct store_row *rows, size_t n)
         } else if (to->kind == STORE_THREAD) {
             to->u.thread.org = copy_word(&c->texts, to->u.thread.org);
             to->u.thread.title = copy_text(&c->texts, &to->u.thread.title);
+        } else if (to->kind == STORE_ALIAS) {
+            to->u.alias.org = copy_word(&c->texts, to->u.alias.org);
         } else {
             to->u.change.org = copy_word(&c->texts, to->u.change.org);
             to->u.change.title = copy_text(&c->texts, &to->u.change.title);
@@ -182,6 +189,17 @@ static void back_off(struct spooled *s)
     s->retry_at_ns = clock_now_ns() + s->backoff_ns;
 }
 
+static void tell_refused(const struct store_row *row)
+{
+    if (row->result == DAC_OK ||
+        (row->result == DAC_E_NOT_FOUND && row->kind == STORE_COUNTS))
+        return;
+    if (row->kind == STORE_ALIAS)
+        log_error(0, "an idempotency key of the spool was dropped: %s", row->why);
+    else
+        log_error(0, "a row of the spool was set aside: %s", row->why);
+}
+
 /* What PostgreSQL said of the batch from the queue. */
 static void drained(struct spooled *s, enum dac_err e)
 {
@@ -204,10 +222,7 @@ static void drained(struct spooled *s, enum dac_err e)
         spool_tidy(s->spool);
     }
     for (size_t i = 0; e == DAC_OK && i < s->batch.n; i++)
-        if (s->batch.rows[i].result == DAC_E_INVALID ||
-            (s->batch.rows[i].result == DAC_E_NOT_FOUND &&
-             s->batch.rows[i].kind != STORE_COUNTS))
-            log_error(0, "a row of the spool was set aside: %s", s->batch.rows[i].why);
+        tell_refused(&s->batch.rows[i]);
     spool_batch_free(&s->batch);
 }
 
@@ -424,6 +439,13 @@ static const struct store_ops spooled_ops = {
     .stats = spooled_stats,
 };
 
+static size_t aliases_max(uint64_t spool_max_bytes)
+{
+    uint64_t fit = spool_max_bytes / 8 / ALIAS_BYTES;
+
+    return fit < ALIASES_KEPT ? (size_t)fit : ALIASES_KEPT;
+}
+
 enum dac_err store_spooled_open(struct event_base *base, const struct store_options *opt,
                                 struct store **out, char *why, size_t n)
 {
@@ -434,6 +456,7 @@ enum dac_err store_spooled_open(struct event_base *base, const struct store_opti
                                         .max_bytes = opt->spool_max_bytes,
                                         .threads_max = opt->thread_cache,
                                         .turns_kept = TURNS_KEPT,
+                                        .aliases_max = aliases_max(opt->spool_max_bytes),
                                         .alive = opt->alive,
                                         .arg = opt->arg};
     enum dac_err e = DAC_E_NOMEM;

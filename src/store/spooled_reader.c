@@ -10,6 +10,12 @@
  * its messages, if all are there; a turn it keeps. Lists of threads come from PostgreSQL
  * alone. Answers come in the order in which they are found, not in that of asking.
  *
+ * An idempotency key is looked for in the spool and then in PostgreSQL, and is not found
+ * if that fails or does not answer in PATIENCE_NS: better a question asked again than one
+ * that cannot be asked. It is not asked at all once it has been away for that long; at
+ * the start it has the time of a question to come up, since keys from before a restart
+ * count.
+ *
  * The file is looked for again when it is not there, or another one has its name.
  */
 #include <event2/event.h>
@@ -26,16 +32,24 @@
 #define SWEEP_NS    (20 * NS_PER_MS)
 #define REOPEN_NS   (500 * NS_PER_MS)
 
+#define COMPLAIN_GAP_NS (10 * NS_PER_S)
+
 /* Where a question is; store_query.state. */
 enum { IN_POSTGRES, IN_SPOOL, NOWHERE };
 
-enum { K_QUEUED, K_DEPTH, K_TURN, K_N };
+enum { K_QUEUED, K_DEPTH, K_TURN, K_ALIAS, K_N };
 
 static const char *const know_sql[K_N] = {
-    [K_QUEUED] = "SELECT 1 FROM spool_queue WHERE thread_id = ?1 OR id = ?1 LIMIT 1",
+    /* An alias, which has its turn's id, changes nothing of that turn. */
+    [K_QUEUED] = "SELECT 1 FROM spool_queue WHERE (thread_id = ?1 OR id = ?1) AND "
+                 "kind <> 6 LIMIT 1",
     [K_DEPTH] = "SELECT depth FROM spool_threads WHERE thread_id = ?1",
     [K_TURN] = "SELECT 1 FROM turns WHERE id = ?1",
+    [K_ALIAS] = "SELECT turn_id, body_digest, created_us FROM spool_aliases "
+                "WHERE org = ?1 AND key_digest = ?2 AND created_us >= ?3",
 };
+
+_Static_assert(STORE_ALIAS == 6, "K_QUEUED says so");
 
 struct spooled_reader {
     struct store_reader core; /* first */
@@ -45,7 +59,9 @@ struct spooled_reader {
     sqlite3_stmt *know[K_N];
     char *path; /* owned */
     struct stat file;
-    uint64_t looked_ns; /* for the file, last */
+    uint64_t looked_ns;     /* for the file, last */
+    uint64_t away_ns;       /* from when on PostgreSQL counts as away; 0: it was up */
+    uint64_t complained_ns; /* 0: never */
     struct query_list asked;
     struct event *sweep;
 };
@@ -129,7 +145,8 @@ static int find(struct spooled_reader *r, int which, const struct id *id)
 /* Whether PostgreSQL lacks something of what is asked for. */
 static bool is_queued(struct spooled_reader *r, const struct store_query *q)
 {
-    return q->kind != QUERY_THREADS && have_spool(r) && find(r, K_QUEUED, &q->id) > 0;
+    return q->kind != QUERY_THREADS && q->kind != QUERY_ALIAS && have_spool(r) &&
+           find(r, K_QUEUED, &q->id) > 0;
 }
 
 static bool spool_knows(struct spooled_reader *r, const struct store_query *q)
@@ -137,7 +154,7 @@ static bool spool_knows(struct spooled_reader *r, const struct store_query *q)
     static const int depth[] = {
         [QUERY_THREAD] = 0, [QUERY_HISTORY] = 1, [QUERY_MESSAGES] = 2};
 
-    if (q->kind == QUERY_THREADS || !have_spool(r))
+    if (q->kind == QUERY_THREADS || q->kind == QUERY_ALIAS || !have_spool(r))
         return false;
     if (q->kind == QUERY_TURN)
         return find(r, K_TURN, &q->id) > 0;
@@ -169,11 +186,13 @@ static void answered(struct store_query *q, enum dac_err e)
 
     q->inner = NULL;
     if (is_verdict(e)) {
+        if (q->state == IN_POSTGRES)
+            r->away_ns = 0;
         q->rows = inner->rows;
         memset(&inner->rows, 0, sizeof inner->rows);
         for (size_t i = 0; q->rows.threads && i < q->rows.n; i++)
             q->rows.threads[i].org = q->org; /* what it had goes with the inner one */
-        q->rows.turn.org = q->org;
+        q->rows.turn.org = q->rows.alias.org = q->org;
         finish(r, q, e);
     } else if (q->state == IN_POSTGRES && spool_knows(r, q)) {
         ask(r, q, IN_SPOOL);
@@ -208,6 +227,12 @@ static void on_turn(void *arg, enum dac_err e, const struct store_turn *t)
     answered(arg, e);
 }
 
+static void on_alias(void *arg, enum dac_err e, const struct store_alias *a)
+{
+    (void)a;
+    answered(arg, e);
+}
+
 static struct store_query *ask_reader(struct store_reader *to, struct store_query *q)
 {
     switch (q->kind) {
@@ -223,6 +248,8 @@ static struct store_query *ask_reader(struct store_reader *to, struct store_quer
                                   on_messages, q);
     case QUERY_TURN:
         return store_read_turn(to, q->org, &q->id, on_turn, q);
+    case QUERY_ALIAS:
+        return store_read_alias(to, q->org, q->key_digest, q->since_us, on_alias, q);
     }
     return NULL;
 }
@@ -261,10 +288,97 @@ static void withdraw(struct store_query *q)
     q->inner = NULL;
 }
 
+/* --- aliases ------------------------------------------------------------------------ */
+
+/* Whether the spool remembers it; then it is in q's rows. */
+static bool find_alias(struct spooled_reader *r, struct store_query *q)
+{
+    struct store_alias *a = &q->rows.alias;
+    sqlite3_stmt *s;
+    bool found = false;
+
+    if (!have_spool(r))
+        return false;
+    s = r->know[K_ALIAS];
+    if ((sqlite_bind_str(s, 1, q->org) |
+         sqlite3_bind_blob(s, 2, q->key_digest, sizeof q->key_digest, SQLITE_STATIC) |
+         sqlite3_bind_int64(s, 3, q->since_us)) == 0 &&
+        sqlite3_step(s) == SQLITE_ROW) {
+        const void *body = sqlite3_column_blob(s, 1);
+
+        a->org = q->org;
+        memcpy(a->key_digest, q->key_digest, sizeof a->key_digest);
+        a->created_us = sqlite3_column_int64(s, 2);
+        found = sqlite_read_id(s, 0, &a->turn) && body &&
+                sqlite3_column_bytes(s, 1) == sizeof a->body_digest;
+        if (found)
+            memcpy(a->body_digest, body, sizeof a->body_digest);
+    }
+    sqlite3_reset(s);
+    sqlite3_clear_bindings(s);
+    return found;
+}
+
+static bool is_away(struct spooled_reader *r, uint64_t now_ns)
+{
+    if (store_reader_up(r->pg)) {
+        r->away_ns = 0;
+        return false;
+    }
+    if (r->away_ns == 0)
+        r->away_ns = now_ns + PATIENCE_NS;
+    return now_ns >= r->away_ns;
+}
+
+/* Nobody can tell whether there is one. */
+static void give_up(struct spooled_reader *r, struct store_query *q, uint64_t now_ns)
+{
+    if (r->complained_ns == 0 || now_ns - r->complained_ns > COMPLAIN_GAP_NS) {
+        log_warn(0,
+                 "PostgreSQL does not answer: idempotency keys that the spool does not "
+                 "remember count as new");
+        r->complained_ns = now_ns;
+    }
+    withdraw(q);
+    finish(r, q, DAC_E_NOT_FOUND);
+}
+
+static void start_alias(struct spooled_reader *r, struct store_query *q)
+{
+    uint64_t now = clock_now_ns();
+
+    if (find_alias(r, q))
+        finish(r, q, DAC_OK);
+    else if (is_away(r, now))
+        give_up(r, q, now);
+    else
+        ask(r, q, IN_POSTGRES);
+}
+
+static void look_at_alias(struct spooled_reader *r, struct store_query *q,
+                          uint64_t now_ns)
+{
+    bool away = is_away(r, now_ns);
+    uint64_t asked_ns = q->asked_ns;
+
+    if (r->away_ns != 0 && !away) /* patience counts from when it is up */
+        asked_ns = q->asked_ns = now_ns;
+    if (away || now_ns >= q->deadline_ns || now_ns - asked_ns > PATIENCE_NS) {
+        give_up(r, q, now_ns);
+    } else if (q->state == NOWHERE) {
+        ask(r, q, IN_POSTGRES);
+        q->asked_ns = asked_ns;
+    }
+}
+
+/* --- time --------------------------------------------------------------------------- */
+
 /* One question whose time may have come. */
 static void look_at(struct spooled_reader *r, struct store_query *q, uint64_t now_ns)
 {
-    if (now_ns >= q->deadline_ns) {
+    if (q->kind == QUERY_ALIAS) {
+        look_at_alias(r, q, now_ns);
+    } else if (now_ns >= q->deadline_ns) {
         withdraw(q);
         finish(r, q, DAC_E_TIMEOUT);
     } else if (q->state == IN_POSTGRES && now_ns - q->asked_ns > PATIENCE_NS) {
@@ -299,7 +413,10 @@ static void spooled_start(struct store_reader *core, struct store_query *q)
 
     TAILQ_INSERT_TAIL(&r->asked, q, link);
     arm_sweep(r);
-    ask(r, q, place_for(r, q));
+    if (q->kind == QUERY_ALIAS)
+        start_alias(r, q);
+    else
+        ask(r, q, place_for(r, q));
 }
 
 static void spooled_cancel(struct store_reader *core, struct store_query *q)
@@ -353,6 +470,7 @@ enum dac_err store_spooled_reader_open(struct event_base *base,
     if (!r)
         return e;
     TAILQ_INIT(&r->asked);
+    r->away_ns = clock_now_ns() + STORE_QUERY_WAIT_NS;
     e = reader_init(&r->core, &spooled_reader_ops, base);
     r->path = strdup(opt->spool);
     r->sweep = evtimer_new(base, on_sweep, r);

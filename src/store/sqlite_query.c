@@ -39,6 +39,8 @@ const char *const sqlite_query_sql[R_N] = {
         "t.created_at, t.finished_at FROM turns t LEFT JOIN threads h "
         "ON h.id = t.thread_id WHERE t.id = ?1 AND t.org = ?2 AND "
         "h.deleted_at IS NULL",
+    [R_ALIAS] = "SELECT turn_id, key_digest, body_digest, created_at FROM idempotency "
+                "WHERE org = ?1 AND key_digest = ?2 AND created_at >= ?3",
 };
 
 /* --- columns ------------------------------------------------------------------------ */
@@ -72,6 +74,16 @@ static enum dac_err copy_word(struct store_query *q, sqlite3_stmt *s, int i,
 
     *out = text.s;
     return e;
+}
+
+static bool read_digest(sqlite3_stmt *s, int i, uint8_t out[32])
+{
+    const void *digest = sqlite3_column_blob(s, i);
+
+    if (digest == NULL || sqlite3_column_bytes(s, i) != 32)
+        return false;
+    memcpy(out, digest, 32);
+    return true;
 }
 
 /* Steps a statement that finds at most one row. DAC_OK: it stands on it. */
@@ -342,15 +354,12 @@ static enum dac_err take_turn(struct store_query *q, sqlite3_stmt *s)
         {2, &t->provider},      {3, &t->model},      {4, &t->status},
         {5, &t->finish_reason}, {6, &t->error_code},
     };
-    const void *digest = sqlite3_column_blob(s, 15);
 
     t->org = q->org;
     if (!sqlite_read_id(s, 0, &t->id) || !sqlite_read_id(s, 1, &t->thread_id) ||
         !sqlite_read_time(s, 16, &t->created_us) ||
-        !sqlite_read_time(s, 17, &t->finished_us) || digest == NULL ||
-        sqlite3_column_bytes(s, 15) != sizeof(t->key_digest))
+        !sqlite_read_time(s, 17, &t->finished_us) || !read_digest(s, 15, t->key_digest))
         return DAC_E_CORRUPT;
-    memcpy(t->key_digest, digest, sizeof(t->key_digest));
     t->ttft_ms = column_real(s, 7);
     t->latency_ms = column_real(s, 8);
     t->queue_wait_ms = column_real(s, 9);
@@ -398,12 +407,35 @@ static enum dac_err run_turn(sqlite3_stmt *const st[], struct store_query *q)
     return e;
 }
 
+/* --- one alias ---------------------------------------------------------------------- */
+
+static enum dac_err run_alias(sqlite3_stmt *const st[], struct store_query *q)
+{
+    sqlite3_stmt *s = st[R_ALIAS];
+    struct store_alias *a = &q->rows.alias;
+
+    if ((sqlite_bind_str(s, 1, q->org) |
+         sqlite3_bind_blob(s, 2, q->key_digest, sizeof(q->key_digest), SQLITE_STATIC) |
+         sqlite_bind_time(s, 3, q->since_us > 0 ? q->since_us : 0)) != 0)
+        return DAC_E_NOMEM;
+    enum dac_err e = find(s);
+
+    if (e != DAC_OK)
+        return e;
+    a->org = q->org;
+    return sqlite_read_id(s, 0, &a->turn) && read_digest(s, 1, a->key_digest) &&
+                   read_digest(s, 2, a->body_digest) &&
+                   sqlite_read_time(s, 3, &a->created_us)
+               ? DAC_OK
+               : DAC_E_CORRUPT;
+}
+
 /* --- the whole ---------------------------------------------------------------------- */
 
 static enum dac_err (*const runners[])(sqlite3_stmt *const[], struct store_query *) = {
     [QUERY_THREAD] = run_thread,     [QUERY_THREADS] = run_threads,
     [QUERY_MESSAGES] = run_messages, [QUERY_HISTORY] = run_history,
-    [QUERY_TURN] = run_turn,
+    [QUERY_TURN] = run_turn,         [QUERY_ALIAS] = run_alias,
 };
 
 static int failure_code(sqlite3_stmt *const stmts[])

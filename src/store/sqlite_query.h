@@ -23,6 +23,7 @@ enum {
     R_TURNS_UNTIL,
     R_MESSAGES,
     R_TURN,
+    R_ALIAS,
     R_N
 };
 

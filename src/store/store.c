@@ -222,6 +222,14 @@ static enum dac_err check_rejected(struct store_row *row, struct store_rejected 
     return DAC_OK;
 }
 
+static enum dac_err check_alias(struct store_row *row, const struct store_alias *a)
+{
+    if (id_is_zero(&a->turn) || !word_storable(a->org) || !time_storable(a->created_us))
+        return refuse(row, "idempotency key of turn", &a->turn,
+                      "it has no turn, no org or no time");
+    return DAC_OK;
+}
+
 static void check_row(struct store_row *row, enum store_place place)
 {
     enum dac_err e = DAC_OK;
@@ -241,6 +249,9 @@ static void check_row(struct store_row *row, enum store_place place)
         break;
     case STORE_REJECTED:
         e = check_rejected(row, &row->u.rejected);
+        break;
+    case STORE_ALIAS:
+        e = check_alias(row, &row->u.alias);
         break;
     }
     if (e == DAC_OK) {

@@ -90,6 +90,18 @@ struct store_message {
     int64_t created_us;
 };
 
+/* What an Idempotency-Key header stands for: a stored turn of its org. */
+struct store_alias {
+    struct id turn;
+    const char *org;
+    uint8_t key_digest[32];  /* of the header's value */
+    uint8_t body_digest[32]; /* of the request it came with */
+    int64_t created_us;      /* when the key was first used */
+};
+
+/* How long a key stands for its turn, from created_us on. */
+#define STORE_ALIAS_LIFE_US (INT64_C(24) * 3600 * 1000000)
+
 /* --- writer: the recorder ----------------------------------------------------------- */
 
 /* Final numbers of a turn that left memory. */
@@ -125,7 +137,8 @@ enum store_row_kind {
     STORE_COUNTS,
     STORE_TITLE,
     STORE_DELETE,
-    STORE_REJECTED
+    STORE_REJECTED,
+    STORE_ALIAS
 };
 
 #define STORE_WHY_SIZE 192
@@ -141,12 +154,16 @@ struct store_row {
         struct store_counts counts;
         struct store_change change;
         struct store_rejected rejected;
+        struct store_alias alias;
     } u;
     /* Written by the store before the callback; of use only if that says DAC_OK.
      * DAC_OK: stored, or it was there already. DAC_E_INVALID: refused for its data, and
      * it alone. DAC_E_NOT_FOUND: its thread does not exist in its org (a turn, a title, a
-     * deletion), or its turn was never stored (counts). A thread that is marked as
-     * deleted still takes turns, since they were asked before; its title is gone. */
+     * deletion), or its turn was never stored (counts, an alias). A thread that is marked
+     * as deleted still takes turns, since they were asked before; its title is gone. Of
+     * two aliases for one key of an org the first one stands, also if the other is for
+     * another turn (DAC_OK all the same), unless it is older than STORE_ALIAS_LIFE_US
+     * before the other. An alias that is refused is not set aside. */
     enum dac_err result;
     enum store_place place;   /* of a result that is DAC_OK */
     char why[STORE_WHY_SIZE]; /* of a result that is not DAC_OK; no content of the row */
@@ -234,6 +251,7 @@ typedef void (*store_threads_cb)(void *arg, enum dac_err e, const struct store_t
 typedef void (*store_messages_cb)(void *arg, enum dac_err e,
                                   const struct store_message *m, size_t n, bool more);
 typedef void (*store_turn_cb)(void *arg, enum dac_err e, const struct store_turn *t);
+typedef void (*store_alias_cb)(void *arg, enum dac_err e, const struct store_alias *a);
 
 /* Each returns NULL if the query could not be made (no memory); then there is no
  * callback. */
@@ -259,7 +277,15 @@ struct store_query *store_read_history(struct store_reader *r, const char *org,
                                        const struct id *thread, const struct id *until,
                                        size_t max_messages, size_t max_bytes,
                                        store_messages_cb cb, void *arg);
+/* With its question and its answer. */
 struct store_query *store_read_turn(struct store_reader *r, const char *org,
                                     const struct id *turn, store_turn_cb cb, void *arg);
+/* The turn that a key stands for. DAC_E_NOT_FOUND also: the key is older than `since_us`.
+ * Where there is a spool this never ends with DAC_E_TIMEOUT or DAC_E_BUSY: while
+ * PostgreSQL is away, or if it does not answer in 300 ms, a key that the spool does not
+ * remember (it does the last 100,000) is DAC_E_NOT_FOUND. */
+struct store_query *store_read_alias(struct store_reader *r, const char *org,
+                                     const uint8_t key_digest[32], int64_t since_us,
+                                     store_alias_cb cb, void *arg);
 
 #endif

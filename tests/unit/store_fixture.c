@@ -176,6 +176,23 @@ struct store_row fx_change_row(enum store_row_kind kind, unsigned n, const char 
                                            .at_us = FX_START_US + 1}};
 }
 
+void fx_digest(unsigned key, uint8_t out[32])
+{
+    memset(out, 0x5a, 32);
+    memcpy(out, &key, sizeof(key));
+}
+
+struct store_row fx_alias_row(unsigned key, unsigned turn, int64_t at_us)
+{
+    struct store_row row = {
+        .kind = STORE_ALIAS,
+        .u.alias = {.turn = fx_id('t', turn), .org = "acme", .created_us = at_us}};
+
+    fx_digest(key, row.u.alias.key_digest);
+    fx_digest(turn + 1000000, row.u.alias.body_digest);
+    return row;
+}
+
 struct written {
     int calls;
     enum dac_err e;
@@ -325,6 +342,30 @@ void fx_on_turn(void *arg, enum dac_err e, const struct store_turn *t)
     copy(a->status, sizeof(a->status), t->status);
     copy(a->finish, sizeof(a->finish), t->finish_reason);
     copy(a->error, sizeof(a->error), t->error_code);
+}
+
+void fx_on_alias(void *arg, enum dac_err e, const struct store_alias *s)
+{
+    struct fx_answer *a = arg;
+
+    a->calls++;
+    a->e = e;
+    ck_assert_int_eq(s != NULL, e == DAC_OK);
+    if (s != NULL)
+        a->alias = *s;
+    a->alias.org = NULL; /* borrowed until now */
+}
+
+void fx_ask_alias(struct event_base *base, struct store_reader *r, const char *org,
+                  unsigned key, int64_t since_us, struct fx_answer *a)
+{
+    uint8_t digest[32];
+
+    memset(a, 0, sizeof(*a));
+    fx_digest(key, digest);
+    ck_assert_ptr_nonnull(store_read_alias(r, org, digest, since_us, fx_on_alias, a));
+    ck_assert_int_eq(a->calls, 0);
+    fx_wait(base, a);
 }
 
 void fx_wait(struct event_base *base, const struct fx_answer *a)

@@ -46,6 +46,11 @@ struct store_row fx_turn_row(const struct store_turn *t);
 struct store_row fx_counts_row(const struct id *turn, int64_t followers, int64_t hits);
 /* STORE_TITLE or STORE_DELETE of thread `n` of "acme". */
 struct store_row fx_change_row(enum store_row_kind kind, unsigned n, const char *title);
+/* A key of "acme" that stands for turn `turn`, first used `at_us`; its body's digest is
+ * made from the turn's number. */
+struct store_row fx_alias_row(unsigned key, unsigned turn, int64_t at_us);
+/* The digest of key `key`. */
+void fx_digest(unsigned key, uint8_t out[32]);
 /* Writes a batch and waits for its callback; what that said. */
 enum dac_err fx_write(struct store *st, struct store_row *rows, size_t n);
 /* A batch of one row: what the batch said, or else the row. */
@@ -68,6 +73,7 @@ struct fx_answer {
     char texts[FX_MAX_ROWS][32]; /* title or content, cut */
     char roles[FX_MAX_ROWS];     /* 'u' or 'a' */
     struct id last_turn;
+    struct store_alias alias;
     struct store_turn turn; /* its words and texts are in the buffers below */
     char question[64], answer[64], status[16], finish[32], error[32], citations[64];
 };
@@ -78,6 +84,10 @@ void fx_on_threads(void *arg, enum dac_err e, const struct store_thread *t, size
 void fx_on_messages(void *arg, enum dac_err e, const struct store_message *m, size_t n,
                     bool more);
 void fx_on_turn(void *arg, enum dac_err e, const struct store_turn *t);
+void fx_on_alias(void *arg, enum dac_err e, const struct store_alias *s);
+/* Asks and waits for the answer. */
+void fx_ask_alias(struct event_base *base, struct store_reader *r, const char *org,
+                  unsigned key, int64_t since_us, struct fx_answer *a);
 /* Runs the loop until a->calls is 1. */
 void fx_wait(struct event_base *base, const struct fx_answer *a);
 

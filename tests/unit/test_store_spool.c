@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "store/spool.h"
 #include "store_fixture.h"
 
@@ -22,6 +23,7 @@ static struct spool *open_spool(uint64_t max_bytes, size_t threads)
                                       .path = fx_db,
                                       .max_bytes = max_bytes,
                                       .threads_max = threads,
+                                      .aliases_max = 64,
                                       .turns_kept = 4};
 
     ck_assert_msg(spool_open(&opt, &out, why, sizeof why) == DAC_OK, "%s", why);
@@ -86,7 +88,8 @@ START_TEST(everything_comes_out_as_it_went_in)
                              fx_turn_row(&loose),
                              fx_counts_row(&t.id, 7, 9),
                              fx_change_row(STORE_TITLE, 1, "new"),
-                             fx_change_row(STORE_DELETE, 1, NULL)};
+                             fx_change_row(STORE_DELETE, 1, NULL),
+                             fx_alias_row(4, 2, 77)};
     struct spool_batch b;
 
     t.assistant_content = fx_text("an answer");
@@ -127,6 +130,11 @@ START_TEST(everything_comes_out_as_it_went_in)
     ck_assert_int_eq(b.rows[3].u.counts.hits, 9);
     ck_assert_str_eq(b.rows[4].u.change.title.s, "new");
     ck_assert_int_eq(b.rows[5].u.change.at_us, in[5].u.change.at_us);
+    const struct store_alias *key = &b.rows[6].u.alias;
+    ck_assert(id_equal(&key->turn, &loose.id) && key->created_us == 77);
+    ck_assert_str_eq(key->org, "acme");
+    ck_assert_mem_eq(key->key_digest, in[6].u.alias.key_digest, 32);
+    ck_assert_mem_eq(key->body_digest, in[6].u.alias.body_digest, 32);
 
     ck_assert_int_eq(spool_done(sp, &b), DAC_OK);
     spool_batch_free(&b);
@@ -304,6 +312,167 @@ START_TEST(turns_without_a_thread_leave_with_the_queue)
 }
 END_TEST
 
+/* --- idempotency keys --------------------------------------------------------------- */
+
+static void put(struct store_row row, enum dac_err want)
+{
+    row.result = DAC_OK;
+    ck_assert_msg(spool_put(sp, &row, 1) == DAC_OK, "%s", spool_error(sp));
+    ck_assert_int_eq(row.result, want);
+}
+
+static void keep(struct store_row row)
+{
+    row.result = DAC_OK;
+    spool_keep(sp, &row, 1);
+}
+
+/* Whether key `key` stands for turn `turn` (0: for none) among those remembered. */
+static bool remembers(unsigned key, unsigned turn)
+{
+    char sql[256], id[ID_TEXT_SIZE], hex[65];
+    struct id t = fx_id('t', turn);
+    uint8_t digest[32];
+
+    fx_digest(key, digest);
+    bytes_hex(digest, sizeof digest, hex);
+    id_format(&t, id);
+    snprintf(sql, sizeof sql,
+             "SELECT count(*) FROM spool_aliases WHERE org = 'acme' AND key_digest = "
+             "x'%s' AND (%u = 0 OR turn_id = '%s')",
+             hex, turn, id);
+    return fx_int(sql) == (turn != 0);
+}
+
+static void drain_all(enum dac_err what_becomes_of_keys)
+{
+    struct spool_batch b;
+
+    ck_assert_int_eq(spool_next(sp, 1000, 64u << 20, &b), DAC_OK);
+    for (size_t i = 0; i < b.n; i++)
+        b.rows[i].result = b.rows[i].kind == STORE_ALIAS ? what_becomes_of_keys : DAC_OK;
+    ck_assert_int_eq(spool_done(sp, &b), DAC_OK);
+    spool_batch_free(&b);
+    ck_assert_uint_eq(rows_left(), 0);
+}
+
+START_TEST(keys_are_remembered_queued_or_kept)
+{
+    put_turn(1, 1);
+    put(fx_alias_row(1, 1, 1), DAC_OK);
+    put(fx_alias_row(2, 99, 1),
+        DAC_OK); /* its turn is in PostgreSQL, as far as is known */
+    keep(fx_alias_row(3, 98, 1));
+    ck_assert(remembers(1, 1) && remembers(2, 99) && remembers(3, 98));
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_queue WHERE kind = 6"), 2);
+    spool_close(sp);
+    sp = open_spool(64u << 20, 8);
+    drain_all(DAC_OK);
+    spool_tidy(sp);
+    ck_assert(remembers(1, 1) && remembers(2, 99) && remembers(3, 98));
+}
+END_TEST
+
+START_TEST(the_first_key_is_remembered_for_a_day)
+{
+    const int64_t at = FX_START_US;
+
+    put(fx_alias_row(1, 1, at), DAC_OK);
+    put(fx_alias_row(1, 2, at + STORE_ALIAS_LIFE_US), DAC_OK);
+    ck_assert(remembers(1, 1));
+    put(fx_alias_row(1, 3, at + STORE_ALIAS_LIFE_US + 1), DAC_OK);
+    ck_assert(remembers(1, 3));
+    put(fx_alias_row(1, 1, at), DAC_OK);
+    ck_assert(remembers(1, 3));
+    /* All of them are for PostgreSQL to decide upon. */
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_queue WHERE kind = 6"), 4);
+}
+END_TEST
+
+START_TEST(a_key_of_a_turn_that_was_refused_is_refused)
+{
+    struct store_turn t = fx_turn(2, 1);
+
+    put_turn(1, 1);
+    t.user_message_id = fx_turn(1, 1).user_message_id;
+    put(fx_turn_row(&t), DAC_E_INVALID);
+    put(fx_alias_row(1, 2, 1), DAC_E_NOT_FOUND);
+    ck_assert(remembers(1, 0));
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_queue WHERE kind = 6"), 0);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM rejected"), 1);
+}
+END_TEST
+
+static const enum dac_err refusals[] = {DAC_E_NOT_FOUND, DAC_E_INVALID};
+
+START_TEST(a_key_that_postgresql_refused_is_forgotten)
+{
+    put(fx_alias_row(1, 1, 1), DAC_OK);
+    put(fx_alias_row(2, 2, 1), DAC_OK);
+    drain_all(DAC_OK);
+    put(fx_alias_row(1, 9, 2), DAC_OK); /* loses against the one before */
+    put(fx_alias_row(3, 9, 2), DAC_OK);
+    drain_all(refusals[_i]);
+    ck_assert(remembers(1, 1) && remembers(2, 2) && remembers(3, 0));
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM rejected"), 0);
+}
+END_TEST
+
+START_TEST(the_oldest_keys_are_forgotten_first)
+{
+    for (unsigned n = 1; n <= 66; n++) /* 64, and a margin of one */
+        keep(fx_alias_row(n, 1, 100 - n));
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_aliases"), 66);
+    spool_tidy(sp);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_aliases"), 64);
+    ck_assert(remembers(1, 0) && remembers(2, 0) && remembers(3, 1) && remembers(66, 1));
+
+    /* While something waits in the queue none is. */
+    for (unsigned n = 101; n <= 300; n++)
+        put(fx_alias_row(n, 1, 1), DAC_OK);
+    spool_tidy(sp);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_aliases"), 264);
+    drain_all(DAC_OK);
+    spool_tidy(sp);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_aliases"), 64);
+    ck_assert(remembers(236, 0) && remembers(237, 1) && remembers(300, 1));
+
+    /* Nor does a batch that came to nothing change the count. */
+    struct store_row rows[] = {fx_alias_row(400, 1, 1), fx_alias_row(402, 1, 1)};
+    rows[0].result = rows[1].result = DAC_OK;
+    fx_exec("CREATE TRIGGER no BEFORE INSERT ON spool_queue WHEN NEW.key_digest IS NOT "
+            "NULL BEGIN SELECT raise(ABORT, 'no'); END");
+    ck_assert_int_ne(spool_put(sp, rows, 2), DAC_OK);
+    fx_exec("DROP TRIGGER no");
+    ck_assert(remembers(400, 0));
+    keep(fx_alias_row(401, 1, 1));
+    spool_tidy(sp); /* 65: within the margin */
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_aliases"), 65);
+}
+END_TEST
+
+START_TEST(keys_are_kept_where_threads_are_not)
+{
+    char *text = malloc(64u << 10);
+
+    memset(text, 'x', 64u << 10);
+    spool_close(sp);
+    sp = open_spool(2u << 20, 1000);
+    for (unsigned n = 1; n <= 16; n++) {
+        struct store_turn t = fx_turn(n, n);
+        t.assistant_content = (struct store_text){text, 64u << 10};
+        put(fx_turn_row(&t), DAC_OK);
+    }
+    struct store_turn t = fx_turn(20, 20);
+    struct store_row rows[] = {fx_turn_row(&t), fx_alias_row(1, 20, 1)};
+    rows[0].result = rows[1].result = DAC_OK;
+    spool_keep(sp, rows, 2);
+    ck_assert(remembers(1, 20));
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), 16);
+    free(text);
+}
+END_TEST
+
 static size_t set_aside(void)
 {
     DIR *d = opendir(fx_dir);
@@ -356,6 +525,13 @@ int main(void)
     tcase_add_test(t, threads_are_kept_by_use);
     tcase_add_test(t, how_deep_a_thread_is_known);
     tcase_add_test(t, turns_without_a_thread_leave_with_the_queue);
+    tcase_add_test(t, keys_are_remembered_queued_or_kept);
+    tcase_add_test(t, the_first_key_is_remembered_for_a_day);
+    tcase_add_test(t, a_key_of_a_turn_that_was_refused_is_refused);
+    tcase_add_loop_test(t, a_key_that_postgresql_refused_is_forgotten, 0,
+                        DAC_ARRAY_LEN(refusals));
+    tcase_add_test(t, the_oldest_keys_are_forgotten_first);
+    tcase_add_test(t, keys_are_kept_where_threads_are_not);
     tcase_add_loop_test(t, a_file_of_no_use_is_set_aside, 0, DAC_ARRAY_LEN(useless));
     suite_add_tcase(s, t);
     srunner_run_all(r, CK_NORMAL);
