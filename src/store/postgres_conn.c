@@ -1,29 +1,33 @@
 /*
  * See postgres_conn.h. In the recorder and the workers.
  *
- * | state      | waits for                     | leaves it by |
- * |------------|-------------------------------|-----------------------------------------|
- * | WAITING    | the timer                     | the timer -> RESOLVING | | RESOLVING  |
- * addresses, or the timer       | found -> CONNECTING; else -> WAITING    | | CONNECTING
- * | the socket, or the timer      | done -> UP; else -> WAITING             | | UP | the
- * socket                    | lost -> WAITING                         | | DROPPED    |
- * the loop's next turn          | -> WAITING                              |
+ *   state        waits for                  leaves it by
+ *   WAITING      the timer                  the timer -> RESOLVING
+ *   RESOLVING    addresses, or the timer    found -> CONNECTING; else -> WAITING
+ *   CONNECTING   the socket, or the timer   done -> UP; else -> WAITING
+ *   UP           the socket                 lost -> WAITING
+ *   DROPPED      the loop's next turn       -> WAITING
  *
  * One timer and one event for the loop's next turn serve all states. libpq closes and
- * opens sockets while it connects, so the events of a socket are made anew at each of its
- * steps. Where several servers are named each gets a share of the time; the one that let
- * it pass is the last one of the next attempt.
+ * opens sockets as it likes, while it connects and when it finds a connection lost; the
+ * number may then be another's before we hear of it. So events are of a duplicate that is
+ * ours alone, and made anew at each step of connecting. Where several servers are named
+ * each gets a share of the time; the one that let it pass, or broke off, is the last one
+ * of the next attempt.
  *
  * Answers come in the order of asking, so what was asked is a queue of callbacks.
  */
 #include "store/postgres_conn.h"
 
+#include <errno.h>
 #include <event2/event.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/queue.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/ids.h"
@@ -61,8 +65,9 @@ struct postgres_conn {
     struct postgres_hosts *hosts; /* owned */
     size_t first_host;            /* the next attempt begins with it */
     PGconn *pg;                   /* owned, NULL: none */
-    struct event *io;             /* the socket, for reading; NULL: none */
-    struct event *out;            /* the same, for writing, while UP */
+    int fd;                       /* owned: a duplicate of its socket, -1: none */
+    struct event *io;             /* of fd, for reading; NULL: none */
+    struct event *out;            /* of fd, for writing, while UP */
     struct event *timer;
     struct event *later; /* the loop's next turn */
     struct asked_list asked;
@@ -186,6 +191,9 @@ static void forget_socket(struct postgres_conn *c)
     if (c->out != NULL)
         event_free(c->out);
     c->io = c->out = NULL;
+    if (c->fd >= 0)
+        close(c->fd);
+    c->fd = -1;
 }
 
 static void close_all(struct postgres_conn *c)
@@ -510,16 +518,33 @@ enum dac_err postgres_prepare(struct postgres_conn *c)
 
 /* --- connecting --------------------------------------------------------------------- */
 
+/* Has libpq's present socket watched. False: c->why says why not. */
+static bool watch(struct postgres_conn *c, short what, event_callback_fn cb)
+{
+    forget_socket(c);
+    c->fd = fcntl(PQsocket(c->pg), F_DUPFD_CLOEXEC, 0);
+    if (c->fd < 0) {
+        snprintf(c->why, sizeof(c->why), "could not watch PostgreSQL's socket: %s",
+                 strerror(errno));
+        return false;
+    }
+    c->io = event_new(c->base, c->fd, what, cb, c);
+    if (c->io != NULL && event_add(c->io, NULL) == 0)
+        return true;
+    snprintf(c->why, sizeof(c->why), "out of memory");
+    return false;
+}
+
 static void connected(struct postgres_conn *c)
 {
-    int fd = PQsocket(c->pg);
-
     event_del(c->timer);
-    forget_socket(c);
-    c->io = event_new(c->base, fd, EV_READ | EV_PERSIST, on_readable, c);
-    c->out = event_new(c->base, fd, EV_WRITE, on_writable, c);
-    if (c->io == NULL || c->out == NULL || event_add(c->io, NULL) != 0 ||
-        PQsetnonblocking(c->pg, 1) != 0 || PQenterPipelineMode(c->pg) != 1) {
+    if (!watch(c, EV_READ | EV_PERSIST, on_readable)) {
+        lose(c);
+        return;
+    }
+    c->out = event_new(c->base, c->fd, EV_WRITE, on_writable, c);
+    if (c->out == NULL || PQsetnonblocking(c->pg, 1) != 0 ||
+        PQenterPipelineMode(c->pg) != 1) {
         snprintf(c->why, sizeof(c->why), "out of memory");
         lose(c);
         return;
@@ -529,25 +554,26 @@ static void connected(struct postgres_conn *c)
     c->opt.up(c->opt.arg);
 }
 
-/* One step of libpq's. No event of its socket exists meanwhile. */
+/* One step of libpq's. A server that lets itself be reached and then fails ends the
+ * attempt for libpq, also where others are named. */
 static void step(struct postgres_conn *c)
 {
+    bool reached = PQstatus(c->pg) != CONNECTION_STARTED;
     PostgresPollingStatusType next = PQconnectPoll(c->pg);
     short what = next == PGRES_POLLING_READING ? EV_READ : EV_WRITE;
 
     switch (next) {
     case PGRES_POLLING_READING:
     case PGRES_POLLING_WRITING:
-        c->io = event_new(c->base, PQsocket(c->pg), what, on_socket, c);
-        if (c->io != NULL && event_add(c->io, NULL) == 0)
-            return;
-        snprintf(c->why, sizeof(c->why), "out of memory");
-        lose(c);
+        if (!watch(c, what, on_socket))
+            lose(c);
         return;
     case PGRES_POLLING_OK:
         connected(c);
         return;
     default:
+        if (reached)
+            c->first_host++;
         note_conn_error(c);
         lose(c);
     }
@@ -601,11 +627,8 @@ static void on_resolved(void *arg, const char *why)
     }
     c->state = CONN_CONNECTING;
     /* Before the first step libpq wants to hear that its socket is writable. */
-    c->io = event_new(c->base, PQsocket(c->pg), EV_WRITE, on_socket, c);
-    if (c->io == NULL || event_add(c->io, NULL) != 0) {
-        snprintf(c->why, sizeof(c->why), "out of memory");
+    if (!watch(c, EV_WRITE, on_socket))
         lose(c);
-    }
 }
 
 /* How long one server may take: what the string says, or a share of the whole time. */
@@ -691,6 +714,7 @@ enum dac_err postgres_conn_new(struct event_base *base,
         return e;
     c->base = base;
     c->opt = *opt;
+    c->fd = -1;
     c->named = true;
     STAILQ_INIT(&c->asked);
     c->timer = evtimer_new(base, on_timer, c);

@@ -4,22 +4,30 @@
  */
 #include <arpa/inet.h>
 #include <check.h>
+#include <dirent.h>
 #include <event2/event.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "postgres_fixture.h"
 #include "store/postgres_conn.h"
 #include "store/postgres_value.h"
+#include "store/store.h"
 
 static struct event_base *base;
 static struct postgres_conn *conn;
 static int ups, downs, ticks;
 static char down_why[512];
+static int
+    warnings; /* of the event loop, about descriptors that are not what they were */
 
 static void on_up(void *arg)
 {
@@ -34,9 +42,18 @@ static void on_down(void *arg, const char *why)
     snprintf(down_why, sizeof(down_why), "%s", why);
 }
 
+static void on_loop_log(int severity, const char *text)
+{
+    if (severity < EVENT_LOG_WARN)
+        return;
+    fprintf(stderr, "event loop: %s\n", text);
+    warnings++;
+}
+
 static void setup(void)
 {
     px_setup();
+    event_set_log_callback(on_loop_log);
     base = event_base_new();
 }
 
@@ -237,6 +254,155 @@ START_TEST(a_host_that_says_nothing_is_passed_over)
 }
 END_TEST
 
+/* --- sockets ------------------------------------------------------------------------ */
+
+static size_t open_files(void)
+{
+    DIR *d = opendir("/proc/self/fd");
+    size_t n = 0;
+
+    while (readdir(d) != NULL)
+        n++;
+    closedir(d);
+    return n;
+}
+
+/* Copies what there is; false at the end of the connection. */
+static bool copy(int from, int to, size_t *bytes)
+{
+    char buf[65536];
+    ssize_t n = read(from, buf, sizeof(buf));
+
+    *bytes += n > 0 ? (size_t)n : 0;
+    return n > 0 && send(to, buf, (size_t)n, MSG_NOSIGNAL) == n;
+}
+
+/* Between the client and the server, until the client has sent so much: then the server's
+ * side ends, and nothing is taken from the client any more. */
+static void relay(int client, size_t limit)
+{
+    const struct sockaddr_in a = {.sin_family = AF_INET,
+                                  .sin_port = htons((uint16_t)px_port),
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int server = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct pollfd p[] = {{.fd = client, .events = POLLIN}, {.events = POLLIN}};
+    size_t up = 0, down = 0;
+    bool ok = connect(server, (const struct sockaddr *)&a, sizeof(a)) == 0;
+
+    p[1].fd = server;
+    while (ok && up < limit && poll(p, 2, -1) > 0)
+        ok = (p[0].revents == 0 || copy(client, server, &up)) &&
+             (p[1].revents == 0 || copy(server, client, &down));
+    usleep(300000);
+    shutdown(client, SHUT_WR);
+    usleep(100000);
+    close(client);
+    close(server);
+}
+
+static pid_t start_relay(int listener, size_t limit)
+{
+    pid_t pid = fork();
+
+    if (pid != 0)
+        return pid;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    for (;;)
+        relay(accept(listener, NULL, NULL), limit);
+}
+
+/* libpq closes its socket as soon as it finds the connection lost, while there is still
+ * something to be written to it. */
+START_TEST(a_loss_in_the_middle_of_writing_troubles_no_event)
+{
+    static const struct postgres_statement statement = {"SELECT length($1::text)", 1,
+                                                        NULL};
+    struct postgres_args args = POSTGRES_ARGS_INIT;
+    const size_t size = 32u << 20;
+    size_t before = open_files();
+    char *text = malloc(size);
+    char conninfo[256], why[256] = "";
+    int port, lost;
+    int listener = silent_host(&port);
+    pid_t pid = start_relay(listener, 1u << 20);
+    const struct postgres_options opt = {.conninfo = conninfo,
+                                         .application = "dac: test",
+                                         .statements = &statement,
+                                         .statement_count = 1,
+                                         .up = on_up,
+                                         .down = on_down};
+
+    snprintf(conninfo, sizeof(conninfo), "host=127.0.0.1 port=%d user=postgres %s", port,
+             strstr(px_conninfo, "dbname="));
+    memset(text, 'x', size);
+    postgres_args_reset(&args);
+    postgres_add_text(&args, &(struct store_text){text, size});
+    ck_assert_int_eq(postgres_conn_new(base, &opt, &conn, why, sizeof(why)), DAC_OK);
+    for (lost = 1; lost <= 3; lost++) {
+        for (int k = 0; k < 2000 && ups < lost; k++)
+            loop_for(5 * NS_PER_MS);
+        ck_assert_msg(ups == lost, "%s", down_why);
+        ck_assert_int_eq(postgres_prepare(conn), DAC_OK);
+        ck_assert_int_eq(postgres_run(conn, 0, &args, NULL, NULL), DAC_OK);
+        ck_assert_int_eq(postgres_sync(conn, NULL, NULL), DAC_OK);
+        for (int k = 0; k < 2000 && downs < lost; k++)
+            loop_for(5 * NS_PER_MS);
+        ck_assert_int_eq(downs, lost);
+    }
+    ck_assert_int_eq(warnings, 0);
+    postgres_conn_free(conn);
+    conn = NULL;
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    close(listener);
+    ck_assert_uint_eq(open_files(), before);
+    postgres_args_free(&args);
+    free(text);
+}
+END_TEST
+
+/* A host that takes a connection and ends it at once. */
+static void on_caller(evutil_socket_t fd, short what, void *arg)
+{
+    int caller = accept(fd, NULL, NULL);
+
+    (void)what;
+    (void)arg;
+    if (caller >= 0)
+        close(caller);
+}
+
+/* From one host to the next libpq changes sockets. */
+START_TEST(no_socket_is_mixed_up_while_hosts_are_tried)
+{
+    char conninfo[256];
+    size_t before = open_files();
+    int port;
+    int fd = silent_host(&port);
+    struct event *caller = event_new(base, fd, EV_READ | EV_PERSIST, on_caller, NULL);
+
+    event_add(caller, NULL);
+    snprintf(
+        conninfo, sizeof(conninfo),
+        "host=127.0.0.1,127.0.0.1,/nowhere,127.0.0.1 port=1,%d,1,%d user=postgres %s",
+        port, px_port, strstr(px_conninfo, "dbname="));
+    for (int i = 1; i <= 5; i++) {
+        open_conn(conninfo);
+        for (int k = 0; k < 2000 && ups < i; k++)
+            loop_for(5 * NS_PER_MS);
+        ck_assert_msg(ups == i, "%s", down_why);
+        postgres_conn_free(conn);
+        conn = NULL;
+    }
+    ck_assert_int_eq(warnings, 0);
+    event_free(caller);
+    close(fd);
+    ck_assert_uint_eq(open_files(), before);
+}
+END_TEST
+
+/* --- hosts that are not there ------------------------------------------------------- */
+
 START_TEST(attempts_grow_rare)
 {
     char conninfo[256];
@@ -350,6 +516,8 @@ int main(void)
     tcase_add_loop_test(tc, a_password_is_checked_by_scram_and_never_shown, 0, 2);
     tcase_add_test(tc, a_name_that_cannot_be_resolved_keeps_nobody_waiting);
     tcase_add_test(tc, a_host_that_says_nothing_is_passed_over);
+    tcase_add_test(tc, a_loss_in_the_middle_of_writing_troubles_no_event);
+    tcase_add_test(tc, no_socket_is_mixed_up_while_hosts_are_tried);
     tcase_add_test(tc, attempts_grow_rare);
     tcase_add_test(tc, a_failed_statement_takes_its_transaction_and_no_other);
     tcase_add_test(tc, what_was_sent_before_a_loss_never_answers);
