@@ -115,6 +115,22 @@ static void set_reader(struct shm *shm, struct shm_flight *f)
     CRASH_POINT("reader_set");
 }
 
+/* Under the lock: this process reads it from now on, for one more client. */
+static void enter(struct shm *shm, uint32_t flight, enum join_role role,
+                  uint64_t abandon_grace_ns)
+{
+    struct shm_flight *f = flight_at(shm, flight);
+
+    set_reader(shm, f);
+    flight_raise_grace(shm, flight, abandon_grace_ns);
+    if (role == JOIN_FOLLOWER)
+        atomic_fetch_add_explicit(&f->followers, 1, memory_order_relaxed);
+    if (role == JOIN_HIT) {
+        atomic_fetch_add_explicit(&f->hits, 1, memory_order_relaxed);
+        sample_add_hit(shm, atomic_load_explicit(&f->sample, memory_order_acquire));
+    }
+}
+
 /* Under the lock: joins the newest flight of the key if it can be used. */
 static bool join_existing(struct shm *shm, uint32_t bucket,
                           const struct join_request *req, struct join_result *out)
@@ -130,14 +146,7 @@ static bool join_existing(struct shm *shm, uint32_t bucket,
         if (!usable(f, w, req, &out->role))
             return false;
         out->ref = (struct flight_ref){.index = at - 1, .incarnation = w.incarnation};
-        set_reader(shm, f);
-        flight_raise_grace(shm, at - 1, req->abandon_grace_ns);
-        if (out->role == JOIN_FOLLOWER)
-            atomic_fetch_add_explicit(&f->followers, 1, memory_order_relaxed);
-        if (out->role == JOIN_HIT) {
-            atomic_fetch_add_explicit(&f->hits, 1, memory_order_relaxed);
-            sample_add_hit(shm, atomic_load_explicit(&f->sample, memory_order_acquire));
-        }
+        enter(shm, at - 1, out->role, req->abandon_grace_ns);
         return true;
     }
     return false;
@@ -271,6 +280,26 @@ enum dac_err index_attach(struct shm *shm, struct flight_ref ref,
         e = DAC_E_BUSY;
     else
         set_reader(shm, f);
+    let_go(shm, &g);
+    return e;
+}
+
+enum dac_err index_follow(struct shm *shm, struct flight_ref ref,
+                          uint64_t abandon_grace_ns, enum join_role *role)
+{
+    struct grip g;
+    enum dac_err e = lock_flight(shm, ref, &g);
+    if (e != DAC_OK)
+        return e;
+    enum flight_state state = flight_load(shm, ref.index).state;
+    if (flight_state_running(state))
+        *role = JOIN_FOLLOWER;
+    else
+        *role = state == FLIGHT_FAILED ? JOIN_FAILURE : JOIN_HIT;
+    if (g.held)
+        enter(shm, ref.index, *role, abandon_grace_ns);
+    else
+        e = DAC_E_BUSY;
     let_go(shm, &g);
     return e;
 }

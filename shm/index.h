@@ -52,6 +52,12 @@ bool index_find_turn(const struct shm *shm, const uint8_t turn_id[16],
 /* Sets this process's reader bit if the flight is still that turn. DAC_E_NOT_FOUND. */
 enum dac_err index_attach(struct shm *shm, struct flight_ref ref,
                           const uint8_t turn_id[16]) DAC_CHECK;
+/* Joins exactly this use, whatever newcomers with its key would find: JOIN_FOLLOWER while
+ * it runs, also if it is closed to newcomers; then JOIN_FAILURE if it failed, else
+ * JOIN_HIT, however long ago it ended. Counts like index_join(). DAC_E_NOT_FOUND: that
+ * use is over. DAC_E_BUSY. Worker. */
+enum dac_err index_follow(struct shm *shm, struct flight_ref ref,
+                          uint64_t abandon_grace_ns, enum join_role *role) DAC_CHECK;
 /* Its owner, or the recorder for an orphan: closes a flight that nobody reads to
  * newcomers. DAC_E_STATE if somebody does read it again. */
 enum dac_err index_abandon(struct shm *shm, struct flight_ref ref) DAC_CHECK;

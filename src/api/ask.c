@@ -136,6 +136,7 @@ static bool fill_ask(struct api *api, struct http_exchange *ex, struct json_obje
     bool tools;
 
     if (!input_known(ex, body, known) || !input_org(ex, ask->request.org) ||
+        !input_key(ex, &ask->request.thread_id, body, &ask->key) ||
         !take_content(ex, body, &ask->request) ||
         !input_bool(ex, body, "stream", &asked) ||
         !input_string(ex, body, "provider", INPUT_NAME_MAX, &provider, NULL) ||

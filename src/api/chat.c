@@ -405,6 +405,7 @@ static bool fill_ask(struct api *api, struct http_exchange *ex, struct json_obje
     bool stream = false;
 
     if (!input_org(ex, ask->request.org) ||
+        !input_key(ex, &ask->request.thread_id, body, &ask->key) ||
         !input_string(ex, body, "model", MODEL_MAX, &model, NULL) ||
         !input_string(ex, body, "provider", INPUT_NAME_MAX, &provider, NULL) ||
         !take_options(api, ex, body, ask, &stream) ||

@@ -8,6 +8,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "flight/key.h"
+
+#define KEY_MAX 255
+
 /* Where the body's member stands that `field` begins with ("messages[2].role"), or -1. */
 static long offset_of(const struct http_exchange *ex, const char *field)
 {
@@ -66,6 +70,32 @@ bool input_org(struct http_exchange *ex, char org[ORG_MAX + 1])
     }
     memcpy(org, v, n + 1);
     return true;
+}
+
+bool input_key(struct http_exchange *ex, const struct id *thread,
+               struct json_object *body, struct ask_key *out)
+{
+    const char *v = http_header(ex, "Idempotency-Key");
+    size_t n = v ? strlen(v) : 0;
+    bool ok = n >= 1 && n <= KEY_MAX && http_header_count(ex, "Idempotency-Key") == 1;
+
+    out->given = v != NULL;
+    if (!v)
+        return true;
+    for (size_t i = 0; ok && i < n; i++)
+        ok = v[i] >= 0x20 && v[i] <= 0x7e;
+    if (!ok) {
+        input_refuse(ex, 400, "bad_header", "Idempotency-Key",
+                     "header Idempotency-Key must be 1 to %d printable ASCII characters, "
+                     "and be sent once",
+                     KEY_MAX);
+        return false;
+    }
+    if (key_of_header(v, out->digest) == DAC_OK &&
+        key_of_body(thread, body, out->body) == DAC_OK)
+        return true;
+    input_no_memory(ex);
+    return false;
 }
 
 bool input_object(struct http_exchange *ex, bool empty_ok, struct json_object **out)

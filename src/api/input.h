@@ -23,6 +23,10 @@ void input_no_memory(struct http_exchange *ex);
 
 /* The org: header x-org-id, "default" where it is absent. */
 bool input_org(struct http_exchange *ex, char org[ORG_MAX + 1]);
+/* Header Idempotency-Key: what it and the request with it (of this thread; zero:
+ * stateless chat) are known by. Without it out->given is false. */
+bool input_key(struct http_exchange *ex, const struct id *thread,
+               struct json_object *body, struct ask_key *out);
 /* The body as a JSON object; a new reference. An empty body is {} if `empty_ok`. */
 bool input_object(struct http_exchange *ex, bool empty_ok, struct json_object **out);
 /* Refuses members that are not in `names` (NULL-terminated). */

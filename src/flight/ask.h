@@ -8,6 +8,13 @@
 #include "flight/dialect.h"
 #include "flight/flights.h"
 
+/* An Idempotency-Key: requests of an org that have the same one get the same turn. */
+struct ask_key {
+    bool given;
+    uint8_t digest[32]; /* of the header's value */
+    uint8_t body[32];   /* of the request, so that another one is refused */
+};
+
 struct ask {
     struct http_exchange *ex;
     const struct dialect *dialect;
@@ -15,6 +22,7 @@ struct ask {
     struct turn_request request;  /* FLIGHT_TURN; moved: the callee frees it */
     struct thread_request thread; /* FLIGHT_THREAD; moved likewise */
     char parent[ID_TEXT_SIZE];    /* "" or parent_turn_id: part of the key */
+    struct ask_key key;           /* FLIGHT_TURN */
     uint32_t provider;            /* index in the configuration */
     bool bypass;                  /* a flight of its own */
     bool no_finished;             /* joins what runs, takes nothing finished */
@@ -56,7 +64,9 @@ enum dac_err flights_resume(struct flights *fl, const struct id *turn, const cha
 enum dac_err flights_peek(struct flights *fl, const struct id *turn, const char *org,
                           struct turn_result *out, struct turn_view *view) DAC_CHECK;
 
-/* Value of Cache-Status (RFC 9211) for this member. */
+/* Value of Cache-Status (RFC 9211) for this member; and for one whose Idempotency-Key
+ * stands for a finished turn, in memory or not. */
+#define MEMBER_HIT_BY_KEY "dac; hit; detail=idempotency_key"
 void member_cache_status(const struct member *m, char *out, size_t n);
 
 #endif

@@ -404,19 +404,33 @@ static void pass_over(struct local_flight *lf)
     }
 }
 
+/* What is in the log is about to be void: its fetcher died, and either somebody begins
+ * anew, or it ends as it is. Whoever has heard nothing yet, and could not be told to
+ * forget it, waits to see which. */
+static bool may_be_reset(const struct local_flight *lf)
+{
+    struct flight_word w = flight_load(lf->fl->shm, lf->ref.index);
+
+    return lf->content_seen && !lf->end_seen &&
+           (w.state == FLIGHT_ORPHANED ||
+            (flight_state_running(w.state) && w.generation > lf->at.generation));
+}
+
 /* Members that have cursors of their own, or wait. Whoever waits for a whole answer has
  * no use for a part of it. */
 static bool others_run(struct local_flight *lf, int *budget)
 {
     struct member *m, *next;
     bool all = true;
+    bool hold = may_be_reset(lf);
 
     if (lf->content_seen || lf->end_seen)
         for (m = TAILQ_FIRST(&lf->waiting); m; m = next) {
             if (!lf->end_seen && !m->dialect->stream)
                 break;
             next = TAILQ_NEXT(m, link);
-            all = lag_run(m, budget) && all;
+            if (!hold || m->dialect->can_reset)
+                all = lag_run(m, budget) && all;
         }
     for (m = TAILQ_FIRST(&lf->lagging); m; m = next) {
         next = TAILQ_NEXT(m, link);

@@ -96,6 +96,7 @@ struct member {
     bool bypassed;      /* its flight is its own */
     bool include_usage; /* OpenAI's stream_options.include_usage */
     enum join_role role;
+    bool by_key;      /* it came to a turn by its Idempotency-Key */
     bool broken;      /* it heard of a generation that is no more, and can't begin anew */
     bool resumed;     /* the two below are set */
     bool reset_first; /* it resumes from a generation that is no more */

@@ -225,7 +225,8 @@ void flights_tick(struct flights *fl, uint64_t now_ns)
             fetch_tick(lf->fetch, now_ns);
         lag_tick(lf, now_ns);
     }
-    if (!TAILQ_EMPTY(&fl->room) && !evtimer_pending(fl->room_timer, NULL))
+    if (!(TAILQ_EMPTY(&fl->room) && TAILQ_EMPTY(&fl->keyed)) &&
+        !evtimer_pending(fl->room_timer, NULL))
         join_room_timer(-1, EV_TIMEOUT, fl);
 }
 
@@ -301,6 +302,7 @@ enum dac_err flights_new(const struct flights_options *opt, struct flights **out
     TAILQ_INIT(&fl->all);
     TAILQ_INIT(&fl->run);
     TAILQ_INIT(&fl->room);
+    TAILQ_INIT(&fl->keyed);
     fl->table = calloc(fl->shm->hdr->flight_count, sizeof(struct local_flight *));
     fl->run_event = evtimer_new(fl->base, on_run, fl);
     fl->room_timer = evtimer_new(fl->base, join_room_timer, fl);

@@ -2,7 +2,9 @@
  * The structs of this folder and what its files call in each other. Not for others.
  *
  *   flights.c   the table of local flights, wake-ups, the tick
- *   join.c      asking, attaching, leaving
+ *   join.c      asking, leaving
+ *   keyed.c     asking with an Idempotency-Key
+ *   attach.c    turns in memory by their id
  *   audience.c  the shared cursor, one encode per dialect, fan-out
  *   lag.c       members with a cursor of their own; endings
  *   takeover.c  an orphaned flight gets a new owner
@@ -138,6 +140,9 @@ struct room_waiter {
 };
 TAILQ_HEAD(room_list, room_waiter);
 
+struct keyed;
+TAILQ_HEAD(keyed_list, keyed);
+
 struct provider_queue {
     struct fetch_list waiting;
     struct event *timer;
@@ -159,6 +164,9 @@ struct flights {
     struct event *room_timer;
     struct room_list room;
     size_t room_count;
+    struct keyed_list keyed; /* requests whose Idempotency-Key is being looked at, or that
+                              * wait for it or for room */
+    size_t keyed_count;
     struct provider_queue providers[CONFIG_PROVIDERS_MAX];
     size_t members;
     size_t fetches;
@@ -181,9 +189,35 @@ void local_settle(struct local_flight *lf);
 void *flights_scratch(struct flights *fl, size_t n);
 
 /* join.c */
+/* Of an exchange that has joined nothing yet; NULL without memory. */
+struct member *member_new(struct http_exchange *ex, const struct dialect *dialect);
+/* Adds it to the flight's audience. */
+void member_join(struct member *m, struct local_flight *lf, enum join_role role);
 void member_leave(struct member *m);
 void member_free(struct member *m);
+/* Answers the exchange of one that has joined nothing; a 503 may be tried again. */
+void member_refuse(struct member *m, int status, const char *code, const char *text);
+/* What its clients are told of the question. */
+void local_set_names(struct local_flight *lf, const struct turn_request *r);
+/* Joins or leads. DAC_E_FULL: nothing happened, and m can try again. Otherwise m is dealt
+ * with. `alias`: a claimed one, to be bound to the flight, NULL: none; it is bound or
+ * dropped in any case. */
+enum dac_err join_try(struct flights *fl, struct member *m, struct ask *ask,
+                      const uint32_t *alias);
+void join_arm_timer(struct flights *fl);
 void join_room_timer(evutil_socket_t fd, short what, void *arg);
+
+/* keyed.c */
+/* Deals with a question that has a key, and its member, now or later. */
+void keyed_ask(struct flights *fl, struct member *m, struct ask *ask);
+/* Some time went by: looks at those that wait. */
+void keyed_retry(struct flights *fl);
+
+/* attach.c */
+/* A local flight of this use, of which this process is a reader already. NULL without
+ * memory: it is none any more. `r`: its question if it is not logged yet, or NULL. */
+struct local_flight *attach_local(struct flights *fl, struct flight_ref ref,
+                                  const struct turn_request *r);
 
 /* audience.c */
 /* Does what there is to do for one flight; *budget sends at most. True: all done. */

@@ -14,6 +14,7 @@
 #include "flight/internal.h"
 #include "flight/key.h"
 #include "http/problem.h"
+#include "shm/alias.h"
 #include "shm/sample.h"
 #include "shm/wake.h"
 
@@ -95,7 +96,7 @@ void member_leave(struct member *m)
         local_settle(lf);
 }
 
-static struct member *member_new(struct http_exchange *ex, const struct dialect *dialect)
+struct member *member_new(struct http_exchange *ex, const struct dialect *dialect)
 {
     struct member *m = calloc(1, sizeof *m);
     if (!m)
@@ -106,7 +107,7 @@ static struct member *member_new(struct http_exchange *ex, const struct dialect 
     return m;
 }
 
-static void member_join(struct member *m, struct local_flight *lf, enum join_role role)
+void member_join(struct member *m, struct local_flight *lf, enum join_role role)
 {
     const struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
 
@@ -139,6 +140,8 @@ void member_cache_status(const struct member *m, char *out, size_t n)
         snprintf(out, n, "dac; fwd=miss; collapsed");
     else if (m->role == JOIN_FAILURE)
         snprintf(out, n, "dac; hit; ttl=%llu; detail=shared_failure", ttl);
+    else if (m->by_key)
+        snprintf(out, n, MEMBER_HIT_BY_KEY);
     else
         snprintf(out, n, "dac; hit; ttl=%llu", ttl);
 }
@@ -154,8 +157,7 @@ static void refuse(struct http_exchange *ex, int status, const char *code,
     http_respond_problem(ex, &p, "%s", text);
 }
 
-static void refuse_member(struct member *m, int status, const char *code,
-                          const char *text)
+void member_refuse(struct member *m, int status, const char *code, const char *text)
 {
     struct http_exchange *ex = m->ex;
     member_leave(m);
@@ -164,7 +166,7 @@ static void refuse_member(struct member *m, int status, const char *code,
 
 /* --- joining ------------------------------------------------------------------------ */
 
-static void set_names(struct local_flight *lf, const struct turn_request *r)
+void local_set_names(struct local_flight *lf, const struct turn_request *r)
 {
     memcpy(lf->provider, r->provider, sizeof lf->provider);
     memcpy(lf->model, r->model, sizeof lf->model);
@@ -263,9 +265,21 @@ static void drop_join(struct flights *fl, struct join_result *jr)
         wake_owner(fl->shm, jr->ref.index);
 }
 
-/* Tries to join. DAC_E_FULL: nothing happened, m still waits. Otherwise m is dealt with.
- */
-static enum dac_err try_join(struct flights *fl, struct member *m, struct ask *ask)
+/* Before anything is logged: the key must find the turn before that can cost a call. A
+ * failure that is shared is no answer of the key's own. */
+static void settle_key(struct flights *fl, const uint32_t *alias, enum dac_err e,
+                       const struct join_result *jr)
+{
+    if (!alias)
+        return;
+    if (e == DAC_OK && jr->role != JOIN_FAILURE)
+        alias_bind(fl->shm, *alias, jr->ref);
+    else
+        alias_drop(fl->shm, *alias);
+}
+
+enum dac_err join_try(struct flights *fl, struct member *m, struct ask *ask,
+                      const uint32_t *alias)
 {
     struct id turn = id_new();
     struct join_request req;
@@ -274,17 +288,18 @@ static enum dac_err try_join(struct flights *fl, struct member *m, struct ask *a
 
     if (e == DAC_OK)
         e = index_join(fl->shm, &req, &jr);
+    settle_key(fl, alias, e, &jr);
     if (e == DAC_E_FULL)
         return e;
     if (e == DAC_E_DENIED) {
         shm_count(fl->shm, SHM_C_refused, 1);
-        refuse_member(m, 503, "spool_full",
+        member_refuse(m, 503, "spool_full",
                       "the database is away and the spool is full; try again later");
         return e;
     }
     if (e != DAC_OK) {
         shm_count(fl->shm, SHM_C_refused, 1);
-        refuse_member(m, 503, e == DAC_E_BUSY ? "busy" : "no_memory",
+        member_refuse(m, 503, e == DAC_E_BUSY ? "busy" : "no_memory",
                       "the gateway is busy; try again");
         return e;
     }
@@ -293,13 +308,13 @@ static enum dac_err try_join(struct flights *fl, struct member *m, struct ask *a
         lf = local_new(fl, jr.ref);
     if (!lf) {
         drop_join(fl, &jr);
-        refuse_member(m, 503, "no_memory", "the gateway is out of memory; try again");
+        member_refuse(m, 503, "no_memory", "the gateway is out of memory; try again");
         return DAC_E_NOMEM;
     }
     lf->reader = true;
     lf->running = true;
     if (ask->kind == FLIGHT_TURN)
-        set_names(lf, &ask->request);
+        local_set_names(lf, &ask->request);
     count_role(fl, ask, jr.role);
     m->bypassed = ask->bypass;
     m->include_usage = ask->include_usage;
@@ -338,7 +353,7 @@ static void waiter_gone(struct http_exchange *ex, void *user)
 
 static const struct http_callbacks waiter_callbacks = {.on_gone = waiter_gone};
 
-static void arm_room_timer(struct flights *fl)
+void join_arm_timer(struct flights *fl)
 {
     const struct timeval tv = {0, ROOM_RETRY_MS * 1000};
     if (!evtimer_pending(fl->room_timer, NULL))
@@ -353,18 +368,19 @@ void join_room_timer(evutil_socket_t fd, short what, void *arg)
 
     (void)fd;
     (void)what;
+    keyed_retry(fl);
     while ((w = TAILQ_FIRST(&fl->room)) != NULL) {
         bool over = fl->cutting || now - w->since_ns > ROOM_WAIT_NS;
         fl->members--; /* counted again by member_join() */
-        if (try_join(fl, w->member, &w->ask) == DAC_E_FULL) {
+        if (join_try(fl, w->member, &w->ask, NULL) == DAC_E_FULL) {
             fl->members++;
             if (!over) {
-                arm_room_timer(fl);
+                join_arm_timer(fl);
                 return;
             }
             fl->members--;
             shm_count(fl->shm, SHM_C_refused, 1);
-            refuse_member(w->member, 503, "no_room",
+            member_refuse(w->member, 503, "no_room",
                           "too many questions are being answered; try again");
         }
         waiter_free(fl, w);
@@ -378,7 +394,7 @@ static void wait_for_room(struct flights *fl, struct member *m, struct ask *ask)
 
     if (!w) {
         shm_count(fl->shm, SHM_C_refused, 1);
-        refuse_member(m, 503, "no_room",
+        member_refuse(m, 503, "no_room",
                       "too many questions are being answered; try again");
         return;
     }
@@ -392,7 +408,7 @@ static void wait_for_room(struct flights *fl, struct member *m, struct ask *ask)
     fl->room_count++;
     fl->members++;
     http_set_callbacks(m->ex, &waiter_callbacks, w);
-    arm_room_timer(fl);
+    join_arm_timer(fl);
 }
 
 void ask_free(struct ask *ask)
@@ -411,197 +427,13 @@ void flights_ask(struct flights *fl, struct ask *ask)
     if (!m)
         refuse(ask->ex, 503, "no_memory", "the gateway is out of memory; try again");
     else if (fl->cutting)
-        refuse_member(m, 503, "shutting_down", "the gateway is shutting down");
-    else if (!TAILQ_EMPTY(&fl->room) || try_join(fl, m, ask) == DAC_E_FULL)
+        member_refuse(m, 503, "shutting_down", "the gateway is shutting down");
+    else if (ask->key.given)
+        keyed_ask(fl, m, ask);
+    else if (!TAILQ_EMPTY(&fl->room) || join_try(fl, m, ask, NULL) == DAC_E_FULL)
         wait_for_room(fl, m, ask);
     turn_request_free(&ask->request);
     thread_request_free(&ask->thread);
     turn_request_init(&ask->request);
     memset(&ask->thread, 0, sizeof ask->thread);
-}
-
-/* --- turns in memory ---------------------------------------------------------------- */
-
-/* Finds the turn and makes this worker a reader of it. */
-static enum dac_err attach(struct flights *fl, const struct id *turn, const char *org,
-                           struct local_flight **out)
-{
-    uint8_t org_digest[16];
-    struct flight_ref ref;
-    struct turn_result r;
-    enum dac_err e = key_org(org, org_digest);
-
-    if (e != DAC_OK)
-        return e;
-    if (!index_find_turn(fl->shm, turn->b, &ref))
-        return DAC_E_NOT_FOUND;
-    const struct shm_flight *f = flight_at(fl->shm, ref.index);
-    if (memcmp(f->org, org_digest, sizeof org_digest) != 0 ||
-        atomic_load(&f->kind) != FLIGHT_TURN)
-        return DAC_E_NOT_FOUND;
-    e = index_attach(fl->shm, ref, turn->b);
-    if (e != DAC_OK)
-        return e;
-    *out = local_get(fl, ref);
-    if (*out) {
-        (*out)->reader = true;
-        return DAC_OK;
-    }
-    *out = local_new(fl, ref);
-    if (!*out) {
-        flight_drop_reader(fl->shm, ref.index);
-        return DAC_E_NOMEM;
-    }
-    (*out)->reader = true;
-    e = turn_result_read(fl->shm, ref, &r);
-    if (e == DAC_OK && r.has_request)
-        set_names(*out, &r.request);
-    turn_result_free(&r);
-    if (e != DAC_E_NOMEM)
-        return DAC_OK;
-    local_settle(*out);
-    return e;
-}
-
-/* The present answer: what stands behind the last RESET. The flight's word does not say
- * which that is: it is a generation ahead until RESET is published, and for good when the
- * recorder ended an orphan. */
-struct present {
-    uint64_t begin;
-    uint64_t text_bytes;
-    uint16_t generation; /* of that RESET, 0 without one */
-    uint16_t newest;     /* of the records behind it: a takeover before the first content
-                          * needs no RESET, and its ids go on. While there is no record,
-                          * that of the flight's word, with which ids began */
-};
-
-static struct present find_present(struct local_flight *lf)
-{
-    struct present p = {0};
-    struct blocklog_cursor c;
-    struct blocklog_record r;
-    bool empty = true; /* nothing behind the last RESET */
-
-    blocklog_rewind(&c, lf->ref);
-    while (blocklog_peek(lf->fl->shm, &c, &r) == DAC_OK) {
-        blocklog_next(lf->fl->shm, &c, &r);
-        empty = r.type == RECORD_RESET;
-        if (r.type == RECORD_RESET)
-            p = (struct present){
-                .begin = c.offset, .generation = r.generation, .newest = r.generation};
-        else if (r.type == RECORD_DELTA)
-            p.text_bytes += r.len;
-        if (r.generation > p.newest)
-            p.newest = r.generation;
-    }
-    uint16_t word = flight_load(lf->fl->shm, lf->ref.index).generation;
-    if (empty && word > p.newest)
-        p.newest = word;
-    return p;
-}
-
-/* Whether what the client has is of the present answer. */
-static bool is_of(const struct resume_from *from, const struct present *p)
-{
-    return !from->has_generation ||
-           (from->generation >= p->generation && from->generation <= p->newest);
-}
-
-/* Adds a member that asked nothing itself. */
-static enum dac_err add_attached(struct local_flight *lf, const struct dialect *dialect,
-                                 const struct resume_from *from,
-                                 const struct present *present, struct http_exchange *ex)
-{
-    struct flight_word w = flight_load(lf->fl->shm, lf->ref.index);
-    struct member *m = member_new(ex, dialect);
-
-    if (!m) {
-        local_settle(lf);
-        return DAC_E_NOMEM;
-    }
-    if (from && !is_of(from, present)) {
-        m->reset_first = true;
-        m->has = (struct position){from->generation, from->text_bytes};
-    } else if (from)
-        m->skip_bytes = from->text_bytes;
-    if (from) {
-        m->resumed = true;
-        m->begin = present->begin;
-        m->begin_generation = from->has_generation && !m->reset_first
-                                  ? from->generation
-                                  : present->generation;
-    }
-    m->first_sent = m->skip_bytes > 0;
-    member_join(m, lf, flight_state_ended(w.state) ? JOIN_HIT : JOIN_FOLLOWER);
-    return DAC_OK;
-}
-
-enum dac_err flights_attach(struct flights *fl, const struct id *turn, const char *org,
-                            const struct dialect *dialect, bool cancel,
-                            struct http_exchange *ex)
-{
-    struct local_flight *lf;
-    enum dac_err e = attach(fl, turn, org, &lf);
-
-    if (e != DAC_OK)
-        return e;
-    lf->running = true;
-    e = add_attached(lf, dialect, NULL, NULL, ex);
-    if (e == DAC_OK && cancel) {
-        flight_ask_cancel(fl->shm, lf->ref.index);
-        wake_owner(fl->shm, lf->ref.index);
-        wake_recorder(fl->shm, lf->ref.index); /* an orphan has no owner */
-        if (lf->fetch)
-            fetch_check(lf->fetch);
-    }
-    lf->running = false;
-    local_schedule(lf);
-    return e;
-}
-
-enum dac_err flights_resume(struct flights *fl, const struct id *turn, const char *org,
-                            const struct dialect *dialect, const struct resume_from *from,
-                            struct http_exchange *ex)
-{
-    struct local_flight *lf;
-    enum dac_err e = attach(fl, turn, org, &lf);
-
-    if (e != DAC_OK)
-        return e;
-    struct present present = find_present(lf);
-    if (is_of(from, &present) && from->text_bytes > present.text_bytes) {
-        local_settle(lf);
-        return DAC_E_TOO_LARGE;
-    }
-    lf->running = true;
-    e = add_attached(lf, dialect, from, &present, ex);
-    lf->running = false;
-    local_schedule(lf);
-    return e;
-}
-
-enum dac_err flights_peek(struct flights *fl, const struct id *turn, const char *org,
-                          struct turn_result *out, struct turn_view *view)
-{
-    struct local_flight *lf;
-    enum dac_err e = attach(fl, turn, org, &lf);
-
-    if (e != DAC_OK)
-        return e;
-    e = turn_result_read(fl->shm, lf->ref, out);
-    if (e == DAC_OK) {
-        *view = lf->view;
-        view->provider = out->request.provider;
-        view->model = out->request.model;
-        view->thread_id = "";
-        view->timing = turn_timing(fl->shm, lf->ref.index);
-        view->usage = out->usage;
-        view->end = out->end;
-        view->stored =
-            (enum flight_stored)atomic_load(&flight_at(fl->shm, lf->ref.index)->stored);
-    } else {
-        turn_result_free(out);
-    }
-    local_settle(lf);
-    return e;
 }

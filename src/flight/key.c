@@ -117,19 +117,26 @@ static EVP_MD_CTX *digest_begin(void)
     return md;
 }
 
+/* "thread:<id>", or "chat" for a zero id. */
+static void put_scope(const struct id *thread, char out[16 + ID_TEXT_SIZE])
+{
+    memcpy(out, "chat", 5);
+    if (id_is_zero(thread))
+        return;
+    memcpy(out, "thread:", 7);
+    id_format(thread, out + 7);
+}
+
 enum dac_err key_of_request(const struct turn_request *r, const char *parent,
                             uint8_t out[SHM_KEY_SIZE])
 {
     EVP_MD_CTX *md = digest_begin();
-    char scope[16 + ID_TEXT_SIZE] = "chat";
+    char scope[16 + ID_TEXT_SIZE];
     enum dac_err e;
 
     if (!md)
         return DAC_E_NOMEM;
-    if (!id_is_zero(&r->thread_id)) {
-        memcpy(scope, "thread:", 7);
-        id_format(&r->thread_id, scope + 7);
-    }
+    put_scope(&r->thread_id, scope);
     field_text(md, "dac-key-1");
     field_text(md, r->org);
     field_text(md, scope);
@@ -166,5 +173,29 @@ enum dac_err key_org(const char *org, uint8_t out[16])
     enum dac_err e = digest_of(org, strlen(org), digest);
     if (e == DAC_OK)
         memcpy(out, digest, 16);
+    return e;
+}
+
+enum dac_err key_of_header(const char *value, uint8_t out[32])
+{
+    return digest_of(value, strlen(value), out);
+}
+
+enum dac_err key_of_body(const struct id *thread, struct json_object *body,
+                         uint8_t out[32])
+{
+    EVP_MD_CTX *md = digest_begin();
+    char scope[16 + ID_TEXT_SIZE];
+    enum dac_err e;
+
+    if (!md)
+        return DAC_E_NOMEM;
+    put_scope(thread, scope);
+    field_text(md, "dac-body-1");
+    field_text(md, scope);
+    e = field_json(md, body);
+    if (e == DAC_OK)
+        DAC_ASSERT(EVP_DigestFinal_ex(md, out, NULL) == 1);
+    EVP_MD_CTX_free(md);
     return e;
 }

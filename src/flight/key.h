@@ -22,4 +22,12 @@ enum dac_err key_private(const struct id *turn, uint8_t out[SHM_KEY_SIZE]) DAC_C
 /* The first half of SHA-256 of the org's name. DAC_E_NOMEM. */
 enum dac_err key_org(const char *org, uint8_t out[16]) DAC_CHECK;
 
+/* What an Idempotency-Key header is looked for by: SHA-256 of its value. DAC_E_NOMEM. */
+enum dac_err key_of_header(const char *value, uint8_t out[32]) DAC_CHECK;
+/* What tells a repeated request from another one with the same Idempotency-Key: SHA-256
+ * of its scope (the thread; zero: "chat") and its body, whose members count in sorted
+ * order. DAC_E_NOMEM. */
+enum dac_err key_of_body(const struct id *thread, struct json_object *body,
+                         uint8_t out[32]) DAC_CHECK;
+
 #endif

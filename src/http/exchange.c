@@ -244,6 +244,11 @@ const char *http_header(const struct http_exchange *ex, const char *name)
     return checked(ex)->in ? h1_header(&ex->in->h1, name) : NULL;
 }
 
+size_t http_header_count(const struct http_exchange *ex, const char *name)
+{
+    return checked(ex)->in ? h1_header_count(&ex->in->h1, name) : 0;
+}
+
 bool http_header_has_token(const struct http_exchange *ex, const char *name,
                            const char *token)
 {

@@ -259,3 +259,12 @@ const char *h1_header(struct h1_request *r, const char *name)
     }
     return first->joined;
 }
+
+size_t h1_header_count(const struct h1_request *r, const char *name)
+{
+    size_t count = 0;
+
+    for (unsigned i = 0; i < r->header_count; i++)
+        count += strcasecmp(h1_name(r, i), name) == 0;
+    return count;
+}

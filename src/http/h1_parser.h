@@ -121,6 +121,8 @@ const char *h1_name(const struct h1_request *r, unsigned i);
 const char *h1_value(const struct h1_request *r, unsigned i);
 /* Value by case-insensitive name, several joined by ", ", or NULL. Borrowed from `r`. */
 const char *h1_header(struct h1_request *r, const char *name);
+/* How many header lines have this name. */
+size_t h1_header_count(const struct h1_request *r, const char *name);
 
 /* The rest is shared by the parser's own files. */
 

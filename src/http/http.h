@@ -127,6 +127,9 @@ const char *http_path_arg(const struct http_exchange *ex, size_t i);
 const char *http_query(const struct http_exchange *ex, const char *name);
 /* Header value by case-insensitive name, or NULL; several are joined by ", ". */
 const char *http_header(const struct http_exchange *ex, const char *name);
+/* How many lines of the head have this name: 0, or more than 1 where http_header() joins.
+ */
+size_t http_header_count(const struct http_exchange *ex, const char *name);
 /* Whether a comma-separated header holds `token` (parameters behind ';' ignored). */
 bool http_header_has_token(const struct http_exchange *ex, const char *name,
                            const char *token);

@@ -50,9 +50,12 @@ void recorder_look(struct recorder *r, uint32_t flight)
             return;
         w = flight_load(r->shm, flight);
     }
-    if (!flight_state_ended(w.state) || r->notes[flight].pending ||
-        atomic_load_explicit(&f->stored, memory_order_acquire) != STORED_NO)
+    if (!flight_state_ended(w.state) || r->notes[flight].pending)
         return;
+    if (atomic_load_explicit(&f->stored, memory_order_acquire) != STORED_NO) {
+        recorder_keys_look(r, flight);
+        return;
+    }
     r->notes[flight].pending = true;
     r->pending[r->pending_count++] = flight;
 }
@@ -121,11 +124,11 @@ static void step_to_end(struct recorder *r, uint64_t now_ns)
         look_at_all(r);
         recorder_collect_counts(r);
     }
-    if (r->pending_count == 0 && r->count_count == 0 && !store_busy(r->store)) {
+    if (!recorder_has_work(r) && !store_busy(r->store)) {
         r->over = true;
     } else if (now_ns - r->finishing_ns > cfg->done_timeout_ns) {
         log_error(0, "%zu flights could not be stored before the end: %s",
-                  r->pending_count, store_error(r->store));
+                  r->pending_count + r->late_count, store_error(r->store));
         r->over = true;
     }
     if (r->over)
@@ -163,8 +166,7 @@ static void make_room(struct recorder *r, uint64_t now_ns)
 /* Comes back to what waits, unless the end of a batch, or of an outage, will do that. */
 static void come_again(struct recorder *r, uint64_t now_ns)
 {
-    if (store_busy(r->store) || !store_up(r->store) ||
-        (r->pending_count == 0 && r->count_count == 0))
+    if (store_busy(r->store) || !store_up(r->store) || !recorder_has_work(r))
         return;
     arm_again(r, r->retry_at_ns > now_ns ? r->retry_at_ns - now_ns : 0);
 }
@@ -265,10 +267,13 @@ static bool make_tables(struct recorder *r)
 
     r->notes = calloc(n, sizeof(*r->notes));
     r->pending = calloc(n, sizeof(*r->pending));
+    r->late = calloc(n, sizeof(*r->late));
     r->counts = calloc(COUNTS_MAX, sizeof(*r->counts));
     r->candidates = recorder_recycle_table(n);
     r->batch = recorder_batch_new();
-    return r->notes && r->pending && r->counts && r->candidates && r->batch;
+    r->keys = recorder_keys_new();
+    return r->notes && r->pending && r->late && r->counts && r->candidates && r->batch &&
+           r->keys;
 }
 
 static void store_lives(void *arg)
@@ -356,6 +361,8 @@ static void recorder_free(struct recorder *r)
         event_base_free(r->base);
     free(r->notes);
     free(r->pending);
+    free(r->late);
+    free(r->keys);
     free(r->counts);
     free(r->candidates);
 }
@@ -384,7 +391,7 @@ int recorder_run(const struct child_context *ctx)
         rc = child_fail(ctx, "the recorder's event loop failed: %s", strerror(errno));
     else if (r.failed != EXIT_OK)
         rc = r.failed;
-    else if (r.pending_count > 0)
+    else if (r.pending_count > 0 || r.late_count > 0)
         rc = EXIT_START;
 out:
     recorder_free(&r);

@@ -59,7 +59,7 @@ struct recorder_batch {
     size_t row_count;
     struct outcome outcomes[BATCH_MAX];
     struct turn_result results[BATCH_MAX]; /* one per flight, owned */
-    struct store_row rows[BATCH_MAX + BATCH_COUNTS];
+    struct store_row rows[BATCH_MAX + BATCH_COUNTS + BATCH_KEYS];
 };
 
 struct recorder_batch *recorder_batch_new(void)
@@ -349,6 +349,24 @@ static enum dac_err add_flight(struct recorder *r, uint32_t flight)
     return DAC_OK;
 }
 
+/* Keys go behind all turns. */
+static enum dac_err add_keys(struct recorder *r)
+{
+    struct recorder_batch *b = r->batch;
+    size_t late;
+
+    for (size_t i = 0; i < b->flights; i++) {
+        const struct outcome *o = &b->outcomes[i];
+
+        if (o->row && o->row->kind == STORE_TURN && o->status != TURN_FAILED)
+            b->row_count += recorder_keys_add(r, o->flight, o->row->u.turn.org,
+                                              &b->rows[b->row_count]);
+    }
+    enum dac_err e = recorder_keys_add_late(r, &b->rows[b->row_count], &late);
+    b->row_count += late;
+    return e;
+}
+
 static void add_counts(struct recorder *r)
 {
     struct recorder_batch *b = r->batch;
@@ -421,6 +439,8 @@ static void publish(struct recorder *r, const struct outcome *o)
                              .counted = true,
                              .followers = o->followers,
                              .hits = o->hits};
+    if (o->stored == STORED_FAILED || o->status == TURN_FAILED)
+        recorder_keys_dismiss(r, o->flight);
     CRASH_POINT("recorder_before_stored");
     atomic_store_explicit(&f->stored, o->stored, memory_order_release);
     wake_readers(r->shm, o->flight);
@@ -437,6 +457,7 @@ static void batch_lost(struct recorder *r, const char *why)
         r->backoff_ns = BACKOFF_MAX_NS;
     r->retry_at_ns = clock_now_ns() + r->backoff_ns;
     recorder_put_down(r);
+    recorder_keys_forget(r);
     batch_clear(r->batch);
 }
 
@@ -474,6 +495,7 @@ static void batch_stored(struct recorder *r)
                         b->rows[i].kind == STORE_TURN ? b->rows[i].u.turn.model : NULL);
     recorder_put_down(r);
     CRASH_POINT("recorder_put_down");
+    recorder_keys_committed(r);
     r->count_count -= b->counts;
     memmove(r->counts, r->counts + b->counts, r->count_count * sizeof(*r->counts));
     r->pending_count -= b->flights;
@@ -481,6 +503,7 @@ static void batch_stored(struct recorder *r)
     for (size_t i = 0; i < b->flights; i++) {
         settle(&b->outcomes[i]);
         publish(r, &b->outcomes[i]);
+        recorder_look(r, b->outcomes[i].flight); /* for keys that came meanwhile */
     }
     batch_clear(b);
     store_tidy(r->store);
@@ -529,19 +552,20 @@ static void on_written(void *arg, enum dac_err e)
 void recorder_store(struct recorder *r, uint64_t now_ns)
 {
     struct recorder_batch *b = r->batch;
+    enum dac_err e = DAC_OK;
     size_t n;
 
     if (store_busy(r->store) || !store_up(r->store) || now_ns < r->retry_at_ns ||
-        (r->pending_count == 0 && r->count_count == 0))
+        !recorder_has_work(r))
         return;
     n = choose(r);
-    for (size_t i = 0; i < n; i++) {
-        enum dac_err e = add_flight(r, r->pending[i]);
-
-        if (e != DAC_OK) {
-            batch_lost(r, dac_err_text(e));
-            return;
-        }
+    for (size_t i = 0; i < n && e == DAC_OK; i++)
+        e = add_flight(r, r->pending[i]);
+    if (e == DAC_OK)
+        e = add_keys(r);
+    if (e != DAC_OK) {
+        batch_lost(r, dac_err_text(e));
+        return;
     }
     add_counts(r);
     b->began_ns = clock_now_ns();

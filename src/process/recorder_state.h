@@ -10,6 +10,7 @@
 #include "store/store.h"
 
 #define COUNTS_MAX 8192
+#define BATCH_KEYS 256 /* rows of Idempotency-Keys in one batch */
 
 /* What this recorder knows of one flight's present use. Forgotten when it dies: then
  * numbers are written once more, which changes nothing. */
@@ -17,6 +18,7 @@ struct flight_note {
     uint64_t orphan_read_ns; /* since when an orphan has readers, 0: it has none */
     uint64_t orphan_word;    /* the flight's word that the time above speaks of */
     bool pending;            /* in recorder.pending */
+    bool late;               /* in recorder.late */
     bool counted;            /* the two numbers below are in the store */
     uint32_t incarnation;    /* of the use that `counted` speaks of */
     uint64_t followers;
@@ -32,6 +34,7 @@ struct count_update {
 
 struct recycle_candidate; /* recorder_recycle.c's own */
 struct recorder_batch;    /* recorder_batch.c's own */
+struct key_rows;          /* recorder_keys.c's own */
 
 struct recorder {
     const struct child_context *ctx;
@@ -46,10 +49,13 @@ struct recorder {
     struct flight_note *notes; /* owned, one per flight */
     uint32_t *pending;         /* owned: flights to store, each once; room for all */
     size_t pending_count;
+    uint32_t *late; /* owned: stored flights whose keys are not all stored, each once */
+    size_t late_count;
     struct count_update *counts; /* owned, at most COUNTS_MAX */
     size_t count_count;
     struct recycle_candidate *candidates; /* owned, room for all flights */
     struct recorder_batch *batch;         /* owned, the one that is being written */
+    struct key_rows *keys;                /* owned, those of the batch */
 
     uint32_t kicks;        /* as last seen in the header */
     bool failing;          /* the last batch was lost; said so in the log */
@@ -74,6 +80,12 @@ bool recorder_leaves_orphan(struct recorder *r, uint32_t flight, struct flight_w
  * end before. Whether the flight has ended now. */
 bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word w);
 
+/* Whether anything waits to be stored. */
+static inline bool recorder_has_work(const struct recorder *r)
+{
+    return r->pending_count > 0 || r->late_count > 0 || r->count_count > 0;
+}
+
 /* recorder.c: a batch is over, one way or the other: goes on with what waits, or ends. */
 void recorder_continue(struct recorder *r);
 /* Tells the world how the store is doing. */
@@ -91,6 +103,25 @@ void recorder_store(struct recorder *r, uint64_t now_ns);
 /* Room for one batch; NULL without memory. Freed after the store was closed. */
 struct recorder_batch *recorder_batch_new(void);
 void recorder_batch_free(struct recorder_batch *b);
+
+/* recorder_keys.c: adds rows for those Idempotency-Keys of a turn in this batch that are
+ * not stored, as many as there is room for; returns how many. `org` is borrowed. */
+size_t recorder_keys_add(struct recorder *r, uint32_t flight, const char *org,
+                         struct store_row *rows);
+/* recorder_keys.c: the same for turns that were stored before. DAC_E_NOMEM: no batch can
+ * be made now. */
+enum dac_err recorder_keys_add_late(struct recorder *r, struct store_row *rows,
+                                    size_t *n) DAC_CHECK;
+/* recorder_keys.c: nothing is to be stored for this flight's keys. */
+void recorder_keys_dismiss(struct recorder *r, uint32_t flight);
+/* recorder_keys.c: a flight that is stored: lists it if its keys are not. */
+void recorder_keys_look(struct recorder *r, uint32_t flight);
+/* recorder_keys.c: the batch is committed: marks what it had. */
+void recorder_keys_committed(struct recorder *r);
+/* recorder_keys.c: the batch is lost. */
+void recorder_keys_forget(struct recorder *r);
+/* NULL without memory; freed by free(). */
+struct key_rows *recorder_keys_new(void);
 
 /* recorder_recycle.c: frees flights: those whose time is over, and under pressure the
  * oldest that may go. */

@@ -185,3 +185,36 @@ async def test_fifty_clients_at_once_are_one_call(dac, mock):
         answers = await asyncio.gather(*[ask(i) for i in range(50)])
     assert set(answers) == {await mock.text(question)}
     assert await mock.calls() == 1
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_idempotency_key_in_extra_headers(dac, mock, stream):
+    """As one would send it with this client, whose own retries repeat it."""
+    question = say(tokens=5)
+
+    def ask(words=question):
+        with client(dac) as c:
+            r = c.chat.completions.create(
+                model="m-1",
+                messages=message(words),
+                temperature=1,
+                stream=stream,
+                extra_headers={"Idempotency-Key": "kumquat-7f3a"},
+            )
+            if not stream:
+                return r.id, r.choices[0].message.content
+            chunks = list(r)
+            deltas = [c.choices[0].delta.content or "" for c in chunks if c.choices]
+            return chunks[0].id, "".join(deltas)
+
+    first = await in_thread(ask)
+    assert first[1] == await mock.text(question)
+    assert await in_thread(ask) == first
+    with pytest.raises(openai.UnprocessableEntityError) as e:
+        await in_thread(lambda: ask("Another kumquat?"))
+    assert e.value.code == "idempotency_key_reused" and e.value.param == "Idempotency-Key"
+    dac.stop()
+    dac.start()
+    assert await in_thread(ask) == first
+    assert await mock.calls() == 1

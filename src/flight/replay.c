@@ -1,0 +1,166 @@
+/*
+ * Tells a stored turn by the encoders of its dialect, as if it lay in memory: the whole
+ * text is one delta, and tool calls come in one piece. What is not stored cannot be told:
+ * reasoning, and the words of an error, of which only the code is.
+ */
+#include "flight/replay.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "http/problem.h"
+
+#define REPLAY_MAX (128u << 20)
+
+static void make_view(const struct replay *rp, struct turn_view *v)
+{
+    const struct store_turn *t = rp->turn;
+
+    *v = (struct turn_view){.provider = t->provider,
+                            .model = t->model,
+                            .thread_id = "",
+                            .created_us = t->created_us,
+                            .timing = {t->ttft_ms, t->latency_ms, t->queue_wait_ms},
+                            .usage = {t->prompt_tokens, t->completion_tokens, -1},
+                            .end = {.http_status = 502},
+                            .stored = rp->stored};
+    id_format(&t->id, v->turn_id);
+    if (t->prompt_tokens >= 0 && t->completion_tokens >= 0)
+        v->usage.total_tokens = t->prompt_tokens + t->completion_tokens;
+    for (int s = TURN_COMPLETE; s <= TURN_FAILED; s++)
+        if (strcmp(turn_status_name((enum turn_status)s), t->status) == 0)
+            v->end.status = (uint32_t)s;
+    snprintf(v->end.finish_reason, sizeof v->end.finish_reason, "%s",
+             t->finish_reason ? t->finish_reason : "");
+    snprintf(v->end.code, sizeof v->end.code, "%s", t->error_code ? t->error_code : "");
+    snprintf(v->end.message, sizeof v->end.message, "the answer ended as %s", t->status);
+}
+
+static size_t text_of(const struct store_turn *t, const char **text)
+{
+    *text = t->assistant_content.s;
+    return *text ? t->assistant_content.n : 0;
+}
+
+bool replay_is_beyond(const struct store_turn *t, const struct resume_from *from)
+{
+    const char *text;
+    bool other = from->has_generation && from->generation != t->generation;
+
+    return !other && from->text_bytes > text_of(t, &text);
+}
+
+static void answer_no_memory(struct http_exchange *ex)
+{
+    struct http_problem p = {.status = 503,
+                             .code = "no_memory",
+                             .offset = -1,
+                             .retryable = true,
+                             .retry_after_ms = 1000};
+    http_respond_problem(ex, &p, "the gateway is out of memory; try again");
+}
+
+/* --- streams ------------------------------------------------------------------------ */
+
+static void put_records(const struct replay *rp, const struct turn_view *v,
+                        struct member *m, uint64_t skip, struct buf *b)
+{
+    const struct store_turn *t = rp->turn;
+    const struct dialect *d = rp->dialect;
+    struct position at = {.generation = (uint16_t)t->generation, .text_bytes = skip};
+    const char *text;
+    size_t n = text_of(t, &text);
+
+    if (d->open)
+        d->open(v, m, at, b);
+    if (n > skip && skip == 0 && d->first) {
+        m->first_sent = true;
+        d->first(v, m, at, b);
+    }
+    at.text_bytes = n;
+    if (n > skip)
+        d->record(v, RECORD_DELTA, text + skip, n - (size_t)skip, at, b);
+    if (t->citations.s)
+        d->record(v, RECORD_CITATIONS, t->citations.s, t->citations.n, at, b);
+    if (!d->end(v, m, at, b))
+        d->done(v, m, at, b);
+}
+
+static void stream(struct http_exchange *ex, const struct replay *rp,
+                   const struct turn_view *v)
+{
+    struct member m = {.ex = ex,
+                       .dialect = rp->dialect,
+                       .role = JOIN_HIT,
+                       .include_usage = rp->include_usage,
+                       .arrived_ns = http_arrived_ns(ex)};
+    struct buf b = BUF_INIT(REPLAY_MAX);
+    uint64_t skip = rp->from ? rp->from->text_bytes : 0;
+    struct http_piece piece;
+
+    if (rp->from && rp->from->has_generation &&
+        rp->from->generation != rp->turn->generation) {
+        m.reset_first = true;
+        m.has = (struct position){rp->from->generation, rp->from->text_bytes};
+        skip = 0;
+    }
+    http_add_header(ex, "Cache-Control", "no-cache, no-transform");
+    http_add_header(ex, "X-Accel-Buffering", "no");
+    http_stream_begin(ex, 200, rp->dialect->content_type);
+    http_piece_begin(&b); /* a failure stays in b.failed */
+    put_records(rp, v, &m, skip, &b);
+    if (http_piece_end(&b, &piece) == DAC_OK)
+        http_stream_finish(ex, &piece);
+    else
+        http_abort(ex); /* it must not look whole */
+    buf_free(&b);
+}
+
+/* --- whole answers ------------------------------------------------------------------ */
+
+static bool take(struct buf *to, const struct store_text *from)
+{
+    *to = BUF_INIT(REPLAY_MAX);
+    return !from->s || buf_append(to, from->s, from->n) == DAC_OK;
+}
+
+static void answer(struct http_exchange *ex, const struct replay *rp,
+                   const struct turn_view *v)
+{
+    const struct store_turn *t = rp->turn;
+    struct member m = {.ex = ex, .dialect = rp->dialect, .role = JOIN_HIT};
+    struct turn_result r = {.has_request = true,
+                            .usage = v->usage,
+                            .generation = (uint16_t)t->generation,
+                            .ended = true,
+                            .end = v->end};
+
+    turn_request_init(&r.request);
+    snprintf(r.request.org, sizeof r.request.org, "%s", t->org);
+    snprintf(r.request.provider, sizeof r.request.provider, "%s", t->provider);
+    snprintf(r.request.model, sizeof r.request.model, "%s", t->model);
+    r.request.thread_id = t->thread_id;
+    r.request.user_message_id = t->user_message_id;
+    r.request.assistant_message_id = t->assistant_message_id;
+    if (take(&r.request.content, &t->user_content) &&
+        take(&r.text, &t->assistant_content) && take(&r.citations, &t->citations))
+        rp->dialect->answer(v, &m, &r);
+    else
+        answer_no_memory(ex);
+    turn_result_free(&r);
+}
+
+void replay_turn(struct http_exchange *ex, const struct replay *rp)
+{
+    struct turn_view v;
+
+    make_view(rp, &v);
+    if (rp->cache_status)
+        http_add_header(ex, "Cache-Status", rp->cache_status);
+    http_add_header(ex, "x-dac-turn-id", v.turn_id);
+    if (rp->dialect->stream)
+        stream(ex, rp, &v);
+    else
+        answer(ex, rp, &v);
+}
