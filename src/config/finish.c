@@ -14,11 +14,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "config/address.h"
 #include "config/problems.h"
 #include "shm/layout.h"
 
 #define KEY_MAX_BYTES 4096
+#define NO_ADDRESS    "no-address"
+#define CONNINFO_MAX  65536
 
 /* Line of a setting in the file, 0 if it is not there. */
 static unsigned line_of(const struct config_origin *origins, const char *section,
@@ -193,19 +196,55 @@ static void check_variable_names(struct load *l)
 /* --- rules between settings ----------------------------------------------------------
  */
 
+/* A connection that libpq refuses for the values in a string that it can read: it looks
+ * at most of them only when it connects, so it is had begin with addresses that are none,
+ * which it comes to last, before it opens anything. Free with PQfinish(). */
+static PGconn *try_postgres(const char *conninfo, const PQconninfoOption *o)
+{
+    static const char *const keywords[] = {"dbname", "password", "hostaddr", NULL};
+    const char *host = "";
+    struct buf list = BUF_INIT(CONNINFO_MAX);
+
+    for (; o->keyword; o++)
+        if (o->val && (strcmp(o->keyword, "host") == 0 ||
+                       (host[0] == '\0' && strcmp(o->keyword, "hostaddr") == 0)))
+            host = o->val;
+    buf_puts(&list, NO_ADDRESS);
+    for (; *host; host++)
+        if (*host == ',')
+            buf_puts(&list, "," NO_ADDRESS);
+    const char *values[] = {conninfo, "x", buf_cstr(&list), NULL};
+    PGconn *pg = values[2] ? PQconnectStartParams(keywords, values, 1) : NULL;
+
+    buf_free(&list);
+    return pg;
+}
+
+/* What depends on the environment is left to the children, who have another home. */
+static bool is_invalid(const char *complaint)
+{
+    return strstr(complaint, "invalid ") || strstr(complaint, "port numbers to");
+}
+
 /* Whether libpq understands it. Its words are given up to the first quotation: what it
  * quotes may be a password. */
 static void check_postgres(struct load *l)
 {
+    unsigned line = line_of(l->cfg->origin, "store", "postgres");
     char *complaint = NULL;
     PQconninfoOption *parsed = PQconninfoParse(l->cfg->postgres, &complaint);
+    PGconn *pg = parsed ? try_postgres(l->cfg->postgres, parsed) : NULL;
 
     if (!parsed)
-        problem_add(l->problems, l->file, line_of(l->cfg->origin, "store", "postgres"),
+        problem_add(l->problems, l->file, line,
                     "postgres: is no connection string of libpq (%.*s...); write it as "
                     "\"host=... dbname=...\" or postgresql://...",
                     complaint ? (int)strcspn(complaint, "\"\n") : 0,
                     complaint ? complaint : "");
+    else if (pg && is_invalid(PQerrorMessage(pg)))
+        problem_add(l->problems, l->file, line, "postgres: libpq refuses it (%.*s...)",
+                    (int)strcspn(PQerrorMessage(pg), ":\"\n"), PQerrorMessage(pg));
+    PQfinish(pg);
     PQconninfoFree(parsed);
     PQfreemem(complaint);
 }

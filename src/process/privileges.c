@@ -9,6 +9,7 @@
 #include <grp.h>
 #include <pwd.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -43,6 +44,8 @@ enum dac_err privileges_find(const char *user, struct privileges *out, char *why
         return DAC_OK;
     }
     snprintf(out->user, sizeof(out->user), "%s", user);
+    if (pw->pw_dir && strlen(pw->pw_dir) < sizeof(out->home))
+        snprintf(out->home, sizeof(out->home), "%s", pw->pw_dir);
     out->uid = pw->pw_uid;
     out->gid = pw->pw_gid;
     out->group_count = PRIVILEGES_GROUPS_MAX;
@@ -66,5 +69,5 @@ enum dac_err privileges_drop(const struct privileges *p)
         errno = EPERM;
         return DAC_E_SYS;
     }
-    return DAC_OK;
+    return setenv("HOME", p->home, 1) == 0 ? DAC_OK : DAC_E_SYS;
 }

@@ -15,6 +15,7 @@
 struct privileges {
     bool drop; /* false: children stay who the master is */
     char user[64];
+    char home[256]; /* that user's; empty: unknown */
     uid_t uid;
     gid_t gid;
     gid_t groups[PRIVILEGES_GROUPS_MAX];
@@ -26,7 +27,9 @@ struct privileges {
  * says what to do. Master, at start. */
 enum dac_err privileges_find(const char *user, struct privileges *out, char *why,
                              size_t n) DAC_CHECK;
-/* Becomes that user for good. DAC_E_SYS with errno; the process must then end. Child. */
+/* Becomes that user for good, HOME included, which root's would be of no use to: it is
+ * where libraries look for files of the user. DAC_E_SYS with errno; the process must then
+ * end. Child, before its first thread. */
 enum dac_err privileges_drop(const struct privileges *p) DAC_CHECK;
 
 #endif

@@ -3,7 +3,7 @@
  *
  *   state        waits for                  leaves it by
  *   WAITING      the timer                  the timer -> RESOLVING
- *   RESOLVING    addresses, or the timer    found -> CONNECTING; else -> WAITING
+ *   RESOLVING    addresses, or the timer    any known -> CONNECTING; none -> WAITING
  *   CONNECTING   the socket, or the timer   done -> UP; else -> WAITING
  *   UP           the socket                 lost -> WAITING
  *   DROPPED      the loop's next turn       -> WAITING
@@ -32,6 +32,7 @@
 #include "base/clock.h"
 #include "base/ids.h"
 #include "base/log.h"
+#include "store/postgres_advice.h"
 #include "store/postgres_hosts.h"
 #include "store/postgres_value.h"
 
@@ -42,6 +43,7 @@
 #define BACKOFF_MAX_NS     (5 * NS_PER_S)
 #define ERROR_SIZE         512
 #define NAME_SIZE          24
+#define NO_FILE            "/dev/null/none"
 
 enum conn_state { CONN_WAITING, CONN_RESOLVING, CONN_CONNECTING, CONN_UP, CONN_DROPPED };
 
@@ -121,20 +123,10 @@ void postgres_explain(const PGresult *res, char *why, size_t n)
         snprintf(why + k, n - k, ", constraint %s", constraint);
 }
 
-/* libpq's text about the connection on one line, without its guesses (indented lines). */
 static void note_conn_error(struct postgres_conn *c)
 {
-    const char *text = c->pg != NULL ? PQerrorMessage(c->pg) : "";
-    const char *guess = strstr(text, "\n\t");
-    size_t n = guess != NULL ? (size_t)(guess - text) : strlen(text);
-
-    while (n > 0 && text[n - 1] == '\n')
-        n--;
-    if (n == 0)
-        text = "the connection to PostgreSQL was lost", n = strlen(text);
-    snprintf(c->why, sizeof(c->why), "%.*s", (int)n, text);
-    for (char *p = c->why; (p = strchr(p, '\n')) != NULL;)
-        *p = ' ';
+    postgres_failure(c->pg, postgres_hosts_open_passfile(c->hosts), c->why,
+                     sizeof(c->why));
 }
 
 /* Notices of the server are of interest to nobody but a developer; their details may
@@ -595,14 +587,17 @@ static PGconn *start_libpq(struct postgres_conn *c)
     const char *keywords[8] = {"dbname", "application_name", "client_encoding"};
     const char *values[8] = {c->opt.conninfo, c->opt.application, "UTF8"};
     struct postgres_host_lists lists;
+    size_t n = 3;
 
     if (!postgres_hosts_lists(c->hosts, c->first_host, &lists))
         return NULL;
     if (lists.host != NULL) {
-        keywords[3] = "host", values[3] = lists.host;
-        keywords[4] = "hostaddr", values[4] = lists.hostaddr;
-        keywords[5] = "port", values[5] = lists.port;
+        keywords[n] = "host", values[n++] = lists.host;
+        keywords[n] = "hostaddr", values[n++] = lists.hostaddr;
+        keywords[n] = "port", values[n++] = lists.port;
     }
+    if (postgres_hosts_open_passfile(c->hosts) != NULL)
+        keywords[n] = "passfile", values[n++] = NO_FILE;
     return PQconnectStartParams(keywords, values, 1);
 }
 
@@ -663,9 +658,12 @@ static void on_timer(evutil_socket_t fd, short what, void *arg)
         attempt(c);
         break;
     case CONN_RESOLVING:
-        snprintf(c->why, sizeof(c->why),
-                 "the name server did not answer for PostgreSQL's host in time");
-        lose(c);
+        postgres_hosts_stop(c->hosts);
+        arm(c, attempt_ns(c));
+        on_resolved(c, postgres_hosts_count(c->hosts) > 0
+                           ? NULL /* as they were */
+                           : "the name server did not answer for PostgreSQL's host in "
+                             "time");
         break;
     case CONN_CONNECTING:
         c->first_host++;

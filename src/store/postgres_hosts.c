@@ -13,12 +13,14 @@
 #include <libpq-fe.h>
 #include <netdb.h>
 #include <pthread.h>
+#include <pwd.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
@@ -53,6 +55,7 @@ struct postgres_hosts {
     struct name names[NAMES_MAX];
     size_t count;
     unsigned timeout_s;
+    char *passfile; /* owned; NULL: none */
     struct address addresses[NAMES_MAX * PER_NAME_MAX];
     size_t address_count;
     struct job *job;     /* held, NULL: none runs */
@@ -118,6 +121,35 @@ static const char *option(const PQconninfoOption *o, const char *keyword)
     return NULL;
 }
 
+/* As libpq does: in the home folder where nothing else names it. */
+static char *passfile_of(const PQconninfoOption *o)
+{
+    const char *home = getenv("HOME");
+    struct passwd pw, *found = NULL;
+    char space[4096];
+    char *path = NULL;
+
+    if (option(o, "passfile") != NULL)
+        return strdup(option(o, "passfile"));
+    if (home == NULL || home[0] == '\0') {
+        if (getpwuid_r(geteuid(), &pw, space, sizeof(space), &found) != 0 ||
+            found == NULL)
+            return NULL;
+        home = pw.pw_dir;
+    }
+    return asprintf(&path, "%s/.pgpass", home) < 0 ? NULL : path;
+}
+
+const char *postgres_hosts_open_passfile(const struct postgres_hosts *h)
+{
+    struct stat st;
+
+    if (h->passfile == NULL || stat(h->passfile, &st) != 0 || !S_ISREG(st.st_mode) ||
+        (st.st_mode & (S_IRWXG | S_IRWXO)) == 0)
+        return NULL;
+    return h->passfile;
+}
+
 static enum dac_err read_names(struct postgres_hosts *h, const PQconninfoOption *o,
                                char *why, size_t n)
 {
@@ -157,8 +189,9 @@ static enum dac_err read_names(struct postgres_hosts *h, const PQconninfoOption 
 enum dac_err postgres_hosts_new(struct event_base *base, const char *conninfo,
                                 struct postgres_hosts **out, char *why, size_t n)
 {
-    static const char *const keywords[] = {"dbname", "channel_binding", NULL};
-    const char *values[] = {conninfo, "none, this is a question", NULL};
+    /* With a password at hand it looks for no other one. */
+    static const char *const keywords[] = {"dbname", "password", "channel_binding", NULL};
+    const char *values[] = {conninfo, "x", "none, this is a question", NULL};
     struct postgres_hosts *h = calloc(1, sizeof(*h));
     char *complaint = NULL;
     enum dac_err e = DAC_E_NOMEM;
@@ -184,8 +217,10 @@ enum dac_err postgres_hosts_new(struct event_base *base, const char *conninfo,
     PGconn *pg = PQconnectStartParams(keywords, values, 1);
     PQconninfoOption *o = pg != NULL ? PQconninfo(pg) : NULL;
 
-    if (o != NULL)
+    if (o != NULL) {
+        h->passfile = passfile_of(o);
         e = read_names(h, o, why, n);
+    }
     PQconninfoFree(o);
     PQfinish(pg);
     if (e != DAC_OK) {
@@ -330,10 +365,12 @@ static void on_done(evutil_socket_t fd, short what, void *arg)
 
     (void)fd;
     (void)what;
-    h->address_count = h->job->found_count;
-    memcpy(h->addresses, h->job->found, sizeof(h->addresses));
-    if (h->address_count == 0)
+    if (h->job->found_count > 0) {
+        h->address_count = h->job->found_count;
+        memcpy(h->addresses, h->job->found, sizeof(h->addresses));
+    } else if (h->address_count == 0) {
         memcpy(why, h->job->why, sizeof(why));
+    }
     forget_job(h);
     answer(h, why[0] != '\0' ? why : NULL);
 }
@@ -403,6 +440,7 @@ void postgres_hosts_free(struct postgres_hosts *h)
     }
     for (size_t i = 0; i < DAC_ARRAY_LEN(h->list); i++)
         buf_free(&h->list[i]);
+    free(h->passfile);
     free(h);
 }
 

@@ -25,7 +25,8 @@ void postgres_hosts_free(struct postgres_hosts *h);
 /* `why` NULL: the addresses are known. */
 typedef void (*postgres_hosts_cb)(void *arg, const char *why);
 /* Resolves anew; cb from the loop, unless postgres_hosts_stop() comes first. One thread
- * at most: where an earlier one is not done, its answer is taken. */
+ * at most: where an earlier one is not done, its answer is taken. What was known already
+ * stands until an answer with addresses comes. */
 void postgres_hosts_resolve(struct postgres_hosts *h, postgres_hosts_cb cb, void *arg);
 void postgres_hosts_stop(struct postgres_hosts *h);
 
@@ -43,6 +44,11 @@ struct postgres_host_lists {
 };
 bool postgres_hosts_lists(struct postgres_hosts *h, size_t first,
                           struct postgres_host_lists *out);
+
+/* The password file that the string or libpq's rules name, if libpq is going to leave it
+ * out since others than its owner may read it; NULL: it is in order, or none. libpq says
+ * so on stderr at each attempt, unless it is not given the file. */
+const char *postgres_hosts_open_passfile(const struct postgres_hosts *h);
 
 /* libpq's complaint about a connection string, without the quoted parts of it. */
 void postgres_hosts_blank(const char *message, char *out, size_t n);

@@ -245,6 +245,13 @@ static const struct {
     {NO_ENV "[store]\npostgres = postgresql://u:hunter2@h:1/d?x=y\n",
      "dac.conf:4: postgres: is no connection string of libpq (invalid URI query "
      "parameter: ...); write it as \"host=... dbname=...\" or postgresql://...\n"},
+    {NO_ENV "[store]\npostgres = host=a,b sslmode=hunter2\n",
+     "dac.conf:4: postgres: libpq refuses it (invalid sslmode value...)\n"},
+    {NO_ENV "[store]\npostgres = host=a,b port=1,2,3\n",
+     "dac.conf:4: postgres: libpq refuses it (could not match 3 port numbers to 2 "
+     "hosts...)\n"},
+    {NO_ENV "[store]\npostgres = postgresql://u:hunter2@h:99999/\n",
+     "dac.conf:4: postgres: libpq refuses it (invalid port number...)\n"},
     {NO_ENV "workers = many\n[memory]\nshm_size = 99999999999g\nmax_flights = 8\n",
      "dac.conf:3: workers: \"many\" is not a whole number; write it like 4, or auto\n"
      "dac.conf:5: shm_size: \"99999999999g\" is not a size; write it like 4096, 64k, 48m "

@@ -183,8 +183,9 @@ def _plain(value):
 class Postgres:
     """Made and started by the fixture `postgres`; close() removes everything."""
 
-    def __init__(self, settings=None, disk=None, hba=HBA):
-        """disk: size of an own file system for the data ("160m"), which needs root."""
+    def __init__(self, settings=None, disk=None, hba=HBA, files=None):
+        """disk: size of an own file system for the data ("160m"), which needs root. files:
+        {name: text or path} to be put into the data folder, as the server's own."""
         self.user = system_user()
         self.folder = _folder(self.user)
         self.port = free_port()
@@ -196,7 +197,8 @@ class Postgres:
         if disk:
             self._mount(disk)
         subprocess.run(["cp", "-a", template, self.data], check=True)
-        (self.data / "pg_hba.conf").write_text(hba)
+        for name, text in {"pg_hba.conf": hba, **(files or {})}.items():
+            self.put(name, text)
         conf = {
             **self.settings,
             "port": str(self.port),
@@ -205,6 +207,14 @@ class Postgres:
         }
         with open(self.data / "postgresql.conf", "a") as f:
             f.writelines(f"{k} = {v}\n" for k, v in conf.items())
+
+    def put(self, name, text):
+        """A file in the data folder, or another text of it, that only the server may read."""
+        path = self.data / name
+        path.write_text(text.read_text() if isinstance(text, Path) else text)
+        path.chmod(0o600)
+        if self.user is not None:
+            shutil.chown(path, self.user)
 
     # --- life ---
 
@@ -396,6 +406,26 @@ class Postgres:
             db.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
             yield db
             db.rollback()
+
+    # --- a second server ---
+
+    def standby(self):
+        """One that follows this one, which needs wal_level=replica and max_wal_senders; it only
+        reads until promote()."""
+        other = Postgres(self.settings)
+        shutil.rmtree(other.data)
+        subprocess.run(
+            [binaries() / "pg_basebackup", "-D", other.data, "-R", "-X", "stream", "-c", "fast", "-d",
+             self.conninfo("postgres", "postgres", application_name="standby")],
+            check=True, capture_output=True, cwd=other.folder, **run_as(other.user),
+        )  # fmt: skip
+        conf = (other.data / "postgresql.conf").read_text()
+        conf = conf.replace(str(self.folder), str(other.folder)).replace(f"port = {self.port}", f"port = {other.port}")
+        other.put("postgresql.conf", conf)
+        return other
+
+    def promote(self):
+        self.sql("SELECT pg_promote()", dbname="postgres")
 
     # --- a disk that can be full ---
 

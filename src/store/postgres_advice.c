@@ -1,0 +1,93 @@
+/*
+ * See postgres_advice.h. Of a connection that fails libpq tells no code, only words: the
+ * server's are recognised where it speaks English, libpq's always, since no locale is set
+ * in our processes. Words that already say what to do are not here.
+ */
+#include "store/postgres_advice.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/bytes.h"
+
+#define ADVICE_SIZE 192 /* kept free for it */
+
+static const struct {
+    const char *words;
+    const char *advice;
+} table[] = {
+    {"server does not support SSL",
+     "set ssl = on in its postgresql.conf, or another sslmode in the string"},
+    {"certificate verify failed",
+     "sslrootcert must name the file of the authority that issued the server's "
+     "certificate"},
+    {"does not match host name",
+     "host must be a name in the certificate, or sslmode verify-ca"},
+    {"valid client certificate",
+     "name one that the server's ssl_ca_file knows in sslcert, its key in sslkey"},
+    {"certificate authentication failed",
+     "the name in sslcert's certificate must be the role, or be mapped to it in "
+     "pg_ident.conf"},
+    {"could not open certificate file",
+     "the service's user must be able to look for it; sslcert names another one"},
+    {"channel binding required, but SSL not in use",
+     "it needs TLS: sslmode=require, or a better one"},
+    {"no password supplied",
+     "give password in the string, or a line for this server in the passfile"},
+    {"password authentication failed",
+     "look at the role's password in the string or in the passfile"},
+    {"Peer authentication failed",
+     "map the service's user to the role in pg_ident.conf, or connect as that user's "
+     "role"},
+    {"no pg_hba.conf entry",
+     "add a line for this host, role and database to pg_hba.conf, or change sslmode if "
+     "it lacks encryption"},
+    {"unsupported startup parameter",
+     "a pooler knows no options: leave them out, or name options in pgbouncer's "
+     "ignore_startup_parameters if they may be lost"},
+    {"session is read-only",
+     "none of the servers takes writes: is the primary among the hosts?"},
+    {"server is in hot standby mode",
+     "none of the servers takes writes: is the primary among the hosts?"},
+    {"too many connections for",
+     "a service needs one connection a worker and two for its recorder"},
+    {"too many clients already",
+     "a service needs one connection a worker and two for its recorder: raise "
+     "max_connections, or put pgbouncer in between"},
+    {"remaining connection slots are reserved",
+     "a service needs one connection a worker and two for its recorder: raise "
+     "max_connections, or put pgbouncer in between"},
+};
+
+static const char *advice_on(const char *text)
+{
+    for (size_t i = 0; i < DAC_ARRAY_LEN(table); i++) {
+        if (strstr(text, table[i].words) != NULL)
+            return table[i].advice;
+    }
+    return NULL;
+}
+
+void postgres_failure(const PGconn *pg, const char *passfile, char *why, size_t n)
+{
+    const char *text = pg != NULL ? PQerrorMessage(pg) : "";
+    const char *guess = strstr(text, "\n\t");
+    const char *advice = advice_on(text);
+    size_t len = guess != NULL ? (size_t)(guess - text) : strlen(text);
+
+    while (len > 0 && text[len - 1] == '\n')
+        len--;
+    if (len == 0)
+        text = "the connection to PostgreSQL was lost", len = strlen(text);
+    if (len > n - ADVICE_SIZE)
+        len = n - ADVICE_SIZE;
+    size_t k = (size_t)snprintf(why, n, "%.*s", (int)len, text);
+
+    for (char *p = why; (p = strchr(p, '\n')) != NULL;)
+        *p = ' ';
+    if (passfile != NULL && pg != NULL && PQconnectionNeedsPassword(pg) == 1)
+        snprintf(why + k, n - k,
+                 ": \"%s\" is left out, since others may read it: chmod 0600", passfile);
+    else if (advice != NULL)
+        snprintf(why + k, n - k, ": %s", advice);
+}
