@@ -170,6 +170,8 @@ void recorder_keys_committed(struct recorder *r)
     memmove(r->late, r->late + late, r->late_count * sizeof(*r->late));
     recorder_keys_forget(r);
     for (size_t i = 0; i < late; i++) {
+        /* The last recorder may have died when all were marked and not yet counted. */
+        alias_count_stored(r->shm, flights[i]);
         r->notes[flights[i]].late = false;
         recorder_keys_look(r, flights[i]); /* more may have come, or had no room */
     }

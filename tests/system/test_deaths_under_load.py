@@ -28,21 +28,23 @@ def crash_points():
 
 
 async def client(dac, thread, n, until, most, seen):
-    """Asks again and again; notes each answer that was said to be stored."""
+    """Asks again and again, sometimes with an Idempotency-Key that others use, too; notes each answer
+    that was said to be stored."""
     loop = asyncio.get_running_loop()
     rng = random.Random(n)
     for _ in range(most):
         if loop.time() >= until:
             break
         question = say(f"Kumquat {rng.randrange(6)}?", tokens=rng.randrange(1, 12), gap="3ms")
+        key = f"{thread} {question} {rng.randrange(8)}" if rng.random() < 0.4 else None
         try:
-            s = await dac.open_ask(thread, question)
+            s = await dac.open_ask(thread, question, {"Idempotency-Key": key})
             if s.status == 200:
                 await s.rest(timeout=25)
                 ends = [e.name for e in s.named("done", "error")]
                 assert len(ends) <= 1 and (ends or not s.complete), s.events[-3:]
                 if ends == ["done"]:
-                    seen.append((s.one("meta").data["turn_id"], s.text))
+                    seen.append((s.one("meta").data["turn_id"], s.text, key))
             else:
                 await s.body()
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -76,9 +78,11 @@ async def load(dac, seconds, clients, most=1_000_000):
     # Whatever a client was told is done is stored as it was told.
     stored = {t["id"]: t for t in dac.turns()}
     texts = {m["turn_id"]: m["content"] for m in dac.messages() if m["role"] == "assistant"}
-    for turn, text in seen:
+    turns = {}
+    for turn, text, key in seen:
         assert stored[turn]["status"] == "complete"
         assert texts[turn] == text
+        assert key is None or turns.setdefault(key, turn) == turn
     for turn in stored.values():
         assert turn["status"] in ("complete", "incomplete", "failed", "cancelled")
     return len(seen)

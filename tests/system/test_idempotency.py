@@ -14,7 +14,10 @@ from lib.asks import gather, of_chat, of_chat_stream, of_json, of_stream, until
 from lib.dacd import STORED
 from lib.provider import say
 from lib.service import dacctl
+from test_dacctl_check import check, words
+from test_deaths_under_load import all_free_again, crash_points
 from test_fetcher_dies import fetcher
+from test_stopped_at_crash_points import AFTER_A_DEATH
 
 pytestmark = pytest.mark.store
 
@@ -638,3 +641,84 @@ async def test_memory_runs_short(make_dac, mock):
         await gather(*[both(n) for n in range(start, start + 80)])
     assert await mock.calls() == 400
     assert len(dac.turns()) == 400
+
+
+# --- at each step ---
+
+# A thread to create comes to some of them, too.
+A_FLIGHT_S = ("claim_after", "claim_filled", "index_bucket", "index_linked")
+A_WORKER_S = [p for p in crash_points() if p.startswith(("alias_", "key_")) or p in (*A_FLIGHT_S, "question_before")]
+THE_RECORDER_S = [p for p in crash_points() if p.startswith("recorder_") and p not in AFTER_A_DEATH["recorder"]]
+
+
+async def insist(ask):
+    """Asks until there is an answer, as a client does that has a key."""
+    for _ in range(200):
+        try:
+            r = await ask()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            r = None
+        if r is not None and r.complete and r.status != 503:
+            return of_json(r)
+        await asyncio.sleep(0.02)
+    raise AssertionError("no answer")
+
+
+def dying_at(make_dac, folder, point, role):
+    folder.chmod(0o777)
+    at = f"{role}/{point}:{3 if point in A_FLIGHT_S else 1}"
+    env = {"DAC_CRASH_AT": at, "DAC_CRASH_ONCE": str(folder / "hit")}
+    dac = make_dac({"flight": {"result_ttl": "200ms", "error_ttl": "200ms"}}, env=env, workers=3)
+    dac.allow_log.append(r"worker|recorder|signal")
+    return dac
+
+
+@pytest.mark.crashpoints
+@pytest.mark.parametrize("point", A_WORKER_S)
+async def test_a_worker_dies_at_each_step(make_dac, mock, tmp_path, point):
+    """Two ask at the same instant, and come back until they have an answer: it is one turn. There is
+    one call, and one more if the call of the dead one may have begun."""
+    dac = dying_at(make_dac, tmp_path, point, "worker")
+    thread = await dac.thread()
+    hit = tmp_path / f"hit.{point}"
+    for n in range(30):
+        question = say(f"Kumquat {n}?", tokens=3, gap="5ms")
+        more = {"headers": keyed(a_key()), "tools": TOOLS}
+        before = await mock.calls()
+        told = await gather(*[insist(lambda: dac.ask_json(thread, question, **more)) for _ in range(2)])
+        assert len({t.turn_id for t in told}) == 1
+        assert told[0].text == await mock.text(question)
+        # What finds an end meanwhile.
+        later = await insist(lambda: dac.ask_json(thread, question, headers=keyed(a_key())))
+        again = await insist(lambda: dac.ask_json(thread, question, **more))
+        assert again.turn_id == told[0].turn_id
+        calls = await mock.calls() - before - (later.turn_id != told[0].turn_id)
+        assert calls == 1 or (calls == 2 and hit.exists())
+        if hit.exists():
+            break
+    else:
+        pytest.skip("no worker came there")
+    await all_free_again(dac, mock)
+    code, report = await asyncio.to_thread(check, dac)
+    assert code == 0, words(report)
+
+
+@pytest.mark.crashpoints
+@pytest.mark.parametrize("point", THE_RECORDER_S)
+async def test_the_recorder_dies_at_each_step(make_dac, mock, tmp_path, point):
+    dac = dying_at(make_dac, tmp_path, point, "recorder")
+    thread = await dac.thread()
+    question = say(tokens=3)
+    keys = [keyed(a_key()) for _ in range(3)]
+    asks = [insist(lambda k=k: dac.ask_json(thread, question, headers=k)) for k in keys]
+    turns = {t.turn_id for t in await gather(*asks)}
+    late = keyed(a_key())  # of a turn that is stored, or about to be
+    turns.add((await insist(lambda: dac.ask_json(thread, question, headers=late))).turn_id)
+    assert (tmp_path / f"hit.{point}").exists()
+    await all_free_again(dac, mock)
+    assert dac.sql("SELECT count(*) AS n FROM idempotency")[0]["n"] == 4
+    code, report = await asyncio.to_thread(check, dac)
+    assert code == 0, words(report)
+    for k in [*keys, late]:
+        assert (await insist(lambda k=k: dac.ask_json(thread, question, headers=k))).turn_id in turns
+    assert await mock.calls() == len(turns) <= 2

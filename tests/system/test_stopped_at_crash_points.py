@@ -30,9 +30,10 @@ TOGETHER = 5  # instances that run at the same time: most of the time they wait 
 ONLY = {
     "worker": "claim_before claim_after claim_filled reader_set reader_dropped index_bucket index_linked"
     " permit_before permit_after give_before give_after token_before token_after block_taken block_linked first_block"
-    " takeover_adopted takeover_reset question_before declined",
+    " takeover_adopted takeover_reset question_before declined key_claimed",
     "recorder": "recycle_unlinked sample_written recorder_adopted recorder_end_written recorder_before_stored"
-    " recorder_before_commit recorder_after_commit recorder_in_hand recorder_put_down unlinked release_before release_after",
+    " recorder_before_commit recorder_after_commit recorder_in_hand recorder_put_down unlinked release_before release_after"
+    " recorder_keys_committed recorder_key_marked",
 }
 # A worker comes there only if two ask the same at the same moment and one gives its claim back.
 SELDOM = {"worker": "release_before release_after"}
@@ -97,6 +98,7 @@ class Case:
         self.dac = make_dac(settings, env=env, workers=3, start=False)
         self.dac.allow_log.append("has not beaten")
         self.asked = 0
+        self.keyed = {}  # question: what those were told who asked with its Idempotency-Key
 
     @property
     def note(self):
@@ -146,8 +148,22 @@ class Case:
         for _ in range(2):
             question = self.say("chat", tokens=25, gap="4ms")
             waiting.append((question, [persistent.chat(self.dac, question) for _ in range(2)]))
+        for _ in range(3):
+            question = self.say("turn", tokens=15, gap="4ms")
+            clients = [persistent.native(self.dac, thread, question, self.key()) for _ in range(2)]
+            waiting.append((question, clients + [persistent.whole(self.dac, thread, question, self.key())]))
+            self.keyed[question] = []
         told = await asyncio.gather(*[asyncio.gather(*clients) for _, clients in waiting])
-        return [(question, t) for (question, _), t in zip(waiting, told, strict=True)]
+        told = [(question, t) for (question, _), t in zip(waiting, told, strict=True)]
+        for question, clients in told[-3:]:
+            self.keyed[question] += clients
+            # A key of its own for a question that was answered just now.
+            headers = {"Idempotency-Key": f"{question} again"}
+            clients.append(await persistent.whole(self.dac, thread, question, headers))
+        return told
+
+    def key(self):
+        return {"Idempotency-Key": f"{self.dac.name}-{self.asked}"}
 
     async def run(self):
         try:
@@ -211,6 +227,8 @@ class Case:
                 assert stored[c.turn]["status"] == "complete" and texts[c.turn] == [right]
             # Each death of a worker can cost each answer one more call, not more.
             assert calls[question] <= turns_of[question] + deaths, question
+        for question, clients in self.keyed.items():
+            assert len({c.turn for c in clients}) == 1, question
 
 
 async def a_fetcher(dac):
@@ -226,7 +244,7 @@ async def never(make_dac, mock, folder, role):
     env = {"DAC_CRASH_AT": ",".join(f"{role}/{p}=KILL" for p in points), "DAC_CRASH_ONCE": str(once)}
     dac = make_dac(SETTINGS, env=env, workers=3)
     case = Case.__new__(Case)
-    case.dac, case.mock, case.once, case.asked = dac, mock, once, 0
+    case.dac, case.mock, case.once, case.asked, case.keyed = dac, mock, once, 0, {}
     case.point = None
     thread = await dac.thread()
     await case.kill_a_fetcher(thread)

@@ -28,13 +28,13 @@ async def _pause():
     await asyncio.sleep(0.05)
 
 
-async def native(dac, thread, question):
+async def native(dac, thread, question, headers=None):
     """Streams; what broke off is resumed at its last event, or asked again if it had not begun."""
     turn = position = None
     text = ""
     for asked in range(1, 200):
         try:
-            s = await (resume(dac, turn, position) if turn else dac.open_ask(thread, question))
+            s = await (resume(dac, turn, position) if turn else dac.open_ask(thread, question, headers))
             if s.status != 200:
                 await s.body()
                 assert s.status in (503, 404), s.status
@@ -58,11 +58,11 @@ async def native(dac, thread, question):
     raise AssertionError(f"no end: {question}")
 
 
-async def whole(dac, thread, question):
+async def whole(dac, thread, question, headers=None):
     """Asks for the answer as one JSON document, again where the connection breaks."""
     for asked in range(1, 200):
         try:
-            r = await dac.ask_json(thread, question, timeout=PATIENCE)
+            r = await dac.ask_json(thread, question, headers, timeout=PATIENCE)
         except BROKEN:
             r = None
         if r is None or not r.complete or r.status == 503:
@@ -75,11 +75,11 @@ async def whole(dac, thread, question):
     raise AssertionError(f"no end: {question}")
 
 
-async def chat(dac, question):
+async def chat(dac, question, headers=None):
     """Streams in the OpenAI dialect, which knows no reset; again where it broke off."""
     for asked in range(1, 200):
         try:
-            s = await dac.open_chat(question)
+            s = await dac.open_chat(question, headers)
             if s.status == 200:
                 await s.rest(PATIENCE)
                 if s.complete:
