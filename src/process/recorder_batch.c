@@ -1,6 +1,7 @@
 /*
  * Stores ended flights. All that waits when a commit returned is the next batch, up to
- * BATCH_MAX flights or BATCH_BYTES of logs: nothing waits in order to be batched.
+ * BATCH_MAX flights or BATCH_BYTES of logs, or less where the store is slow: nothing
+ * waits in order to be batched.
  *
  *   choose -> rows (threads first, then by age), final numbers -> store_write()
  *         ... the loop goes on; what ends meanwhile waits for the next batch ...
@@ -146,15 +147,20 @@ static int by_kind_and_age(const void *a, const void *b, void *arg)
 static size_t choose(struct recorder *r)
 {
     uint64_t bytes = 0;
-    size_t n;
+    size_t n, rows_max, bytes_max;
 
+    store_batch_max(r->store, &rows_max, &bytes_max);
+    if (rows_max > BATCH_MAX)
+        rows_max = BATCH_MAX;
+    if (bytes_max > BATCH_BYTES)
+        bytes_max = BATCH_BYTES;
     qsort_r(r->pending, r->pending_count, sizeof(*r->pending), by_kind_and_age, r->shm);
-    for (n = 0; n < r->pending_count && n < BATCH_MAX; n++) {
+    for (n = 0; n < r->pending_count && n < rows_max; n++) {
         const struct shm_flight *f = flight_at(r->shm, r->pending[n]);
         bool alone = deaths_of(f) > 0;
 
         bytes += atomic_load(&f->tail);
-        if (n > 0 && (alone || bytes > BATCH_BYTES))
+        if (n > 0 && (alone || bytes > bytes_max))
             break;
         if (alone)
             return 1;
@@ -370,8 +376,12 @@ static enum dac_err add_keys(struct recorder *r)
 static void add_counts(struct recorder *r)
 {
     struct recorder_batch *b = r->batch;
+    size_t max, bytes;
 
-    for (; b->counts < r->count_count && b->counts < BATCH_COUNTS; b->counts++) {
+    store_batch_max(r->store, &max, &bytes);
+    if (max > BATCH_COUNTS)
+        max = BATCH_COUNTS;
+    for (; b->counts < r->count_count && b->counts < max; b->counts++) {
         const struct count_update *c = &r->counts[b->counts];
         struct store_row *row = &b->rows[b->row_count++];
 

@@ -46,6 +46,8 @@ struct store_ops {
     void (*write)(struct store *st);
     void (*abort)(struct store *st); /* a batch runs */
     void (*tidy)(struct store *st);
+    /* Lowers what is too much. NULL: nothing is. */
+    void (*batch_max)(const struct store *st, size_t *rows, size_t *bytes);
     /* Fills in what it knows of it; `out` is zero but for `up`. NULL: nothing. */
     void (*stats)(const struct store *st, struct store_stats *out);
 };
@@ -64,6 +66,7 @@ struct store {
     struct store_row *rows;
     size_t n;
     uint64_t timeout_ns;
+    bool patient; /* timeout_ns counts from when the database last took or sent a byte */
     store_write_cb cb;
     void *cb_arg;
     enum dac_err result; /* of one that has ended and is not called back yet */
@@ -78,6 +81,10 @@ enum dac_err store_init(struct store *st, const struct store_ops *ops,
 void store_fini(struct store *st);
 /* The batch that runs has ended; the callback follows from the loop. */
 void store_finish(struct store *st, enum dac_err e);
+/* store_write() for a batch that nobody waits for: it may take as long as it takes, while
+ * the database goes on with it. */
+void store_write_patiently(struct store *st, struct store_row *rows, size_t n,
+                           uint64_t timeout_ns, store_write_cb cb, void *arg);
 /* Sets a row's result and reason. */
 void store_row_refuse(struct store_row *row, enum dac_err e, const char *fmt, ...)
     DAC_PRINTF(3, 4);

@@ -23,9 +23,11 @@
 #include <event2/event.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <linux/sockios.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/queue.h>
 #include <unistd.h>
 
@@ -77,6 +79,8 @@ struct postgres_conn {
     PGresult *script; /* owned: what a script, or a failed commit, has said so far */
     bool named;       /* statements are prepared under names */
     uint64_t backoff_ns;
+    uint64_t moved_ns; /* when the socket last took or had something */
+    int unsent;        /* what the kernel held when that was asked last */
     uint64_t ups;
     char (*names)[NAME_SIZE]; /* owned, one per statement */
     char why[ERROR_SIZE];
@@ -363,8 +367,10 @@ static void on_writable(evutil_socket_t fd, short what, void *arg)
 
     (void)fd;
     (void)what;
-    if (c->state == CONN_UP)
-        flush(c);
+    if (c->state != CONN_UP)
+        return;
+    c->moved_ns = clock_now_ns();
+    flush(c);
 }
 
 static void on_readable(evutil_socket_t fd, short what, void *arg)
@@ -375,6 +381,7 @@ static void on_readable(evutil_socket_t fd, short what, void *arg)
     (void)what;
     if (c->state != CONN_UP)
         return;
+    c->moved_ns = clock_now_ns();
     if (PQconsumeInput(c->pg) != 1) {
         drop_for_error(c);
         return;
@@ -763,6 +770,17 @@ uint64_t postgres_conn_reconnects(const struct postgres_conn *c)
 const char *postgres_conn_error(const struct postgres_conn *c)
 {
     return c->why;
+}
+
+uint64_t postgres_conn_still_since_ns(struct postgres_conn *c)
+{
+    int unsent = 0;
+
+    if (c->fd >= 0 && ioctl(c->fd, SIOCOUTQ, &unsent) == 0 && unsent != c->unsent) {
+        c->unsent = unsent;
+        c->moved_ns = clock_now_ns();
+    }
+    return c->moved_ns;
 }
 
 int postgres_conn_server_version(const struct postgres_conn *c)

@@ -15,8 +15,10 @@
  * are read again: a row is reported as stored only if it is there, in its org.
  *
  * The caller's patience counts from the last answer of a transaction, so that EACH comes
- * to an end however many rows there are. When it is over the connection is dropped: the
- * server may still commit, and writing again converges.
+ * to an end however many rows there are; of a batch that nobody waits for it counts from
+ * the last byte that moved, so that a slow line is no reason to begin again. When it is
+ * over the connection is dropped: the server may still commit, and writing again
+ * converges.
  */
 #include <event2/event.h>
 #include <stdio.h>
@@ -123,9 +125,8 @@ static void end(struct postgres_store *s, enum dac_err e)
     store_finish(&s->core, e);
 }
 
-static void be_patient(struct postgres_store *s)
+static void be_patient(struct postgres_store *s, uint64_t ns)
 {
-    uint64_t ns = s->core.timeout_ns;
     const struct timeval tv = {.tv_sec = (time_t)(ns / NS_PER_S),
                                .tv_usec = (suseconds_t)(ns % NS_PER_S / NS_PER_US)};
 
@@ -140,6 +141,13 @@ static void lost_patience(evutil_socket_t fd, short what, void *arg)
     (void)what;
     if (s->stage == STAGE_NONE)
         return;
+    uint64_t since = postgres_conn_still_since_ns(s->conn);
+    uint64_t still_ns = clock_now_ns() - since;
+
+    if (s->core.patient && still_ns < s->core.timeout_ns) {
+        be_patient(s, s->core.timeout_ns - still_ns);
+        return;
+    }
     snprintf(s->core.error, sizeof(s->core.error),
              "PostgreSQL did not answer within %.1f s",
              (double)s->core.timeout_ns / (double)NS_PER_S);
@@ -344,7 +352,7 @@ static void begin_transaction(struct postgres_store *s)
     s->failed = DAC_OK;
     s->sqlstate[0] = '\0';
     s->why[0] = '\0';
-    be_patient(s);
+    be_patient(s, s->core.timeout_ns);
 }
 
 static void send_all(struct postgres_store *s)

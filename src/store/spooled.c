@@ -10,7 +10,8 @@
  *
  * So the order within a thread is kept: nothing passes what waits in the queue. The queue
  * is drained batch by batch while PostgreSQL is up; a row leaves it after the commit, and
- * one that was written twice is there once, by its id.
+ * one that was written twice is there once, by its id. Batches that PostgreSQL does not
+ * commit in time are followed by smaller ones (pace.h).
  *
  * After a commit the rows are copied, and store_tidy(), which comes after those who
  * waited were told, has the spool keep them, so that threads in use stay readable while
@@ -24,18 +25,21 @@
 
 #include "base/log.h"
 #include "store/internal.h"
+#include "store/pace.h"
+#include "store/rejected.h"
 #include "store/spool.h"
 #include "store/spooled_fill.h"
 
-#define DRAIN_ROWS       256
-#define DRAIN_BYTES      (16u << 20)
-#define DRAIN_MIN_NS     (100 * NS_PER_MS) /* before the next try after a failure */
-#define DRAIN_MAX_NS     (5 * NS_PER_S)
-#define DRAIN_TIMEOUT_NS (10 * NS_PER_S) /* for a batch that nobody waits for */
-#define TICK_NS          (100 * NS_PER_MS)
-#define KEEP_BYTES_MAX   (16u << 20) /* copied rows that wait for store_tidy() */
-#define KEEP_ROWS        512         /* likewise */
-#define TURNS_KEPT       64
+#define BATCH_ROWS      256
+#define BATCH_BYTES     (16u << 20)
+#define DRAIN_MIN_NS    (100 * NS_PER_MS) /* before the next try after a failure */
+#define DRAIN_MAX_NS    (5 * NS_PER_S)
+#define PATIENCE_MIN_NS (10 * NS_PER_S) /* with a batch that nobody waits for; */
+#define PATIENCE_MAX_NS (60 * NS_PER_S) /* what it grows to with a row that needs it */
+#define TICK_NS         (100 * NS_PER_MS)
+#define KEEP_BYTES_MAX  (16u << 20) /* copied rows that wait for store_tidy() */
+#define KEEP_ROWS       512         /* likewise */
+#define TURNS_KEPT      64
 /* Idempotency keys that the spool remembers; with a small one less, so that they take an
  * eighth of it at most, at ALIAS_BYTES each. */
 #define ALIASES_KEPT 100000
@@ -70,6 +74,9 @@ struct spooled {
     struct spool_batch batch; /* what is drained */
     uint64_t retry_at_ns;
     uint64_t backoff_ns;
+    struct pace pace;       /* of batches that go to PostgreSQL while somebody waits */
+    struct pace drain_pace; /* of those from the queue */
+    uint64_t patience_ns;   /* with the latter */
     struct copies copies;
 };
 
@@ -111,8 +118,11 @@ static void copy_turn(struct arena *a, struct store_turn *t)
 
 static size_t row_bytes(const struct store_row *row)
 {
+    if (row->kind == STORE_REJECTED)
+        return row->u.rejected.data.n;
     return row->kind == STORE_TURN
-               ? row->u.turn.user_content.n + row->u.turn.assistant_content.n
+               ? row->u.turn.user_content.n + row->u.turn.assistant_content.n +
+                     row->u.turn.citations.n
                : 0;
 }
 
@@ -200,6 +210,42 @@ static void tell_refused(const struct store_row *row)
         log_error(0, "a row of the spool was set aside: %s", row->why);
 }
 
+static size_t texts_of(const struct store_row *rows, size_t n)
+{
+    size_t bytes = 0;
+
+    for (size_t i = 0; i < n; i++)
+        bytes += row_bytes(&rows[i]);
+    return bytes;
+}
+
+static void note_pace(struct pace *p, const struct store_row *rows, size_t n,
+                      enum dac_err e)
+{
+    if (e == DAC_OK)
+        pace_worked(p, n, texts_of(rows, n));
+    else if (e == DAC_E_TIMEOUT)
+        pace_failed(p, n, texts_of(rows, n));
+}
+
+/* A single row cannot be made smaller; it may be a lock that it waits for. */
+static void note_patience(struct spooled *s, enum dac_err e)
+{
+    char text[ID_TEXT_SIZE];
+
+    if (e == DAC_OK)
+        s->patience_ns = PATIENCE_MIN_NS;
+    if (e != DAC_E_TIMEOUT || s->batch.n > 1)
+        return;
+    id_format(rejected_id(&s->batch.rows[0]), text);
+    log_error(0, "PostgreSQL did not commit %s %s of the spool in %.0f s; trying again",
+              rejected_kind(&s->batch.rows[0]), text,
+              (double)s->patience_ns / (double)NS_PER_S);
+    s->patience_ns *= 2;
+    if (s->patience_ns > PATIENCE_MAX_NS)
+        s->patience_ns = PATIENCE_MAX_NS;
+}
+
 /* What PostgreSQL said of the batch from the queue. */
 static void drained(struct spooled *s, enum dac_err e)
 {
@@ -231,6 +277,8 @@ static void on_drained(void *arg, enum dac_err e)
     struct spooled *s = arg;
 
     s->doing = NOTHING;
+    note_pace(&s->drain_pace, s->batch.rows, s->batch.n, e);
+    note_patience(s, e);
     drained(s, e);
     if (s->held_ns != 0) {
         s->held_ns = 0;
@@ -247,7 +295,7 @@ static void drain(struct spooled *s)
     if (s->doing != NOTHING || queued(s) == 0 || clock_now_ns() < s->retry_at_ns ||
         !store_up(s->pg))
         return;
-    e = spool_next(s->spool, DRAIN_ROWS, DRAIN_BYTES, &s->batch);
+    e = spool_next(s->spool, s->drain_pace.rows, s->drain_pace.bytes, &s->batch);
     if (e != DAC_OK) {
         log_error(0, "%s", spool_error(s->spool));
         spool_batch_free(&s->batch);
@@ -262,7 +310,8 @@ static void drain(struct spooled *s)
         return;
     }
     s->doing = DRAINING;
-    store_write(s->pg, s->batch.rows, s->batch.n, DRAIN_TIMEOUT_NS, on_drained, s);
+    store_write_patiently(s->pg, s->batch.rows, s->batch.n, s->patience_ns, on_drained,
+                          s);
 }
 
 static void to_spool(struct spooled *s)
@@ -301,6 +350,7 @@ static void on_direct(void *arg, enum dac_err e)
     struct store *st = &s->core;
 
     s->doing = NOTHING;
+    note_pace(&s->pace, st->rows, st->n, e);
     if (e == DAC_OK) {
         if (s->away)
             log_info(0, "turns go to PostgreSQL again");
@@ -398,6 +448,14 @@ static void spooled_tidy(struct store *st)
     spool_tidy(s->spool);
 }
 
+static void spooled_batch_max(const struct store *st, size_t *rows, size_t *bytes)
+{
+    const struct spooled *s = (const struct spooled *)st;
+
+    *rows = s->pace.rows;
+    *bytes = s->pace.bytes;
+}
+
 static void spooled_stats(const struct store *st, struct store_stats *out)
 {
     const struct spooled *s = (const struct spooled *)st;
@@ -436,6 +494,7 @@ static const struct store_ops spooled_ops = {
     .write = spooled_write,
     .abort = spooled_abort,
     .tidy = spooled_tidy,
+    .batch_max = spooled_batch_max,
     .stats = spooled_stats,
 };
 
@@ -465,6 +524,9 @@ enum dac_err store_spooled_open(struct event_base *base, const struct store_opti
     if (!s)
         return e;
     s->reading = *opt;
+    pace_init(&s->pace, BATCH_ROWS, BATCH_BYTES);
+    pace_init(&s->drain_pace, BATCH_ROWS, BATCH_BYTES);
+    s->patience_ns = PATIENCE_MIN_NS;
     inner.changed = on_changed;
     inner.arg = s;
     inner.alive = NULL;

@@ -325,19 +325,39 @@ void store_stats(const struct store *st, struct store_stats *out)
         st->ops->stats(st, out);
 }
 
-void store_write(struct store *st, struct store_row *rows, size_t n, uint64_t timeout_ns,
-                 store_write_cb cb, void *arg)
+void store_batch_max(const struct store *st, size_t *rows, size_t *bytes)
+{
+    *rows = *bytes = SIZE_MAX;
+    if (st->ops->batch_max != NULL)
+        st->ops->batch_max(st, rows, bytes);
+}
+
+static void begin(struct store *st, struct store_row *rows, size_t n, uint64_t timeout_ns,
+                  bool patient, store_write_cb cb, void *arg)
 {
     DAC_ASSERT(st->magic == STORE_MAGIC && st->pid == getpid() && !st->busy);
     store_check_rows(rows, n, st->ops->place);
     st->rows = rows;
     st->n = n;
     st->timeout_ns = timeout_ns;
+    st->patient = patient;
     st->cb = cb;
     st->cb_arg = arg;
     st->busy = true;
     st->ended = false;
     st->ops->write(st);
+}
+
+void store_write(struct store *st, struct store_row *rows, size_t n, uint64_t timeout_ns,
+                 store_write_cb cb, void *arg)
+{
+    begin(st, rows, n, timeout_ns, false, cb, arg);
+}
+
+void store_write_patiently(struct store *st, struct store_row *rows, size_t n,
+                           uint64_t timeout_ns, store_write_cb cb, void *arg)
+{
+    begin(st, rows, n, timeout_ns, true, cb, arg);
 }
 
 void store_finish(struct store *st, enum dac_err e)

@@ -208,6 +208,10 @@ bool store_busy(const struct store *st);
 /* Gives the rows back: no callback any more, and it is unknown what became of them.
  * Without effect if none runs. */
 void store_abort(struct store *st);
+/* How much a batch should hold now, in rows (final numbers apart from the others) and
+ * bytes of their texts: less after one that was not committed in time, or where there is
+ * little room. It may always hold one row, however large. */
+void store_batch_max(const struct store *st, size_t *rows, size_t *bytes);
 /* How it is going. */
 struct store_stats {
     bool up;                 /* the database itself, not the spool */

@@ -8,9 +8,11 @@
 #include <dirent.h>
 #include <glob.h>
 #include <limits.h>
+#include <poll.h>
 #include <pwd.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -200,6 +202,74 @@ void px_exit(void)
         px_stop("immediate");
     (void)run("rm -rf %s/*", px_dir);
     rmdir(px_dir);
+}
+
+/* --- a line to it ------------------------------------------------------------------- */
+
+static pid_t relay_pid;
+
+/* Copies what there is; false at the end of the connection. */
+static bool copy(int from, int to, size_t max, size_t *bytes)
+{
+    char buf[65536];
+    ssize_t n = read(from, buf, max < sizeof(buf) ? max : sizeof(buf));
+
+    *bytes += n > 0 ? (size_t)n : 0;
+    return n > 0 && send(to, buf, (size_t)n, MSG_NOSIGNAL) == n;
+}
+
+static void relay(int client, size_t limit, size_t bytes_per_s)
+{
+    const struct sockaddr_in a = {.sin_family = AF_INET,
+                                  .sin_port = htons((uint16_t)px_port),
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int server = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct pollfd p[] = {{.fd = client, .events = POLLIN}, {.events = POLLIN}};
+    size_t chunk = bytes_per_s == 0 ? SIZE_MAX : bytes_per_s / 100;
+    size_t taken = 0, given = 0;
+    bool ok = connect(server, (const struct sockaddr *)&a, sizeof(a)) == 0;
+
+    p[1].fd = server;
+    while (ok && taken < limit && poll(p, 2, -1) > 0) {
+        if (bytes_per_s != 0 && p[0].revents != 0)
+            usleep(10000);
+        ok = (p[0].revents == 0 || copy(client, server, chunk, &taken)) &&
+             (p[1].revents == 0 || copy(server, client, SIZE_MAX, &given));
+    }
+    usleep(300000);
+    shutdown(client, SHUT_WR);
+    usleep(100000);
+    close(client);
+    close(server);
+}
+
+int px_relay_start(size_t limit, size_t bytes_per_s)
+{
+    const int size = 65536; /* what waits in the line is nowhere */
+    struct sockaddr_in a = {.sin_family = AF_INET,
+                            .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t n = sizeof(a);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (bytes_per_s != 0)
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+    if (fd < 0 || bind(fd, (struct sockaddr *)&a, n) != 0 || listen(fd, 8) != 0 ||
+        getsockname(fd, (struct sockaddr *)&a, &n) != 0)
+        die("no port is to be had");
+    relay_pid = fork();
+    if (relay_pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;)
+            relay(accept(fd, NULL, NULL), limit, bytes_per_s);
+    }
+    close(fd);
+    return ntohs(a.sin_port);
+}
+
+void px_relay_stop(void)
+{
+    kill(relay_pid, SIGKILL);
+    waitpid(relay_pid, NULL, 0);
 }
 
 /* --- databases ---------------------------------------------------------------------- */

@@ -33,6 +33,12 @@ void px_stop(const char *mode);
 /* Sends a signal to the server and all its children. */
 void px_signal_all(int sig);
 
+/* Another way to the server: a port of 127.0.0.1 that takes so many bytes in a second (0:
+ * as they come), and at most `limit` of one connection's; then that is at its end for the
+ * client, and nothing is taken any more. By a process of its own. */
+int px_relay_start(size_t limit, size_t bytes_per_s);
+void px_relay_stop(void);
+
 /* Runs SQL on a connection of its own to the test's database; the first column of the
  * first row as a number (0 if there is none), or as text, static, "" for NULL. */
 long long px_int(const char *sql);

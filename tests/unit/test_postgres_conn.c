@@ -6,14 +6,10 @@
 #include <check.h>
 #include <dirent.h>
 #include <event2/event.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -267,50 +263,6 @@ static size_t open_files(void)
     return n;
 }
 
-/* Copies what there is; false at the end of the connection. */
-static bool copy(int from, int to, size_t *bytes)
-{
-    char buf[65536];
-    ssize_t n = read(from, buf, sizeof(buf));
-
-    *bytes += n > 0 ? (size_t)n : 0;
-    return n > 0 && send(to, buf, (size_t)n, MSG_NOSIGNAL) == n;
-}
-
-/* Between the client and the server, until the client has sent so much: then the server's
- * side ends, and nothing is taken from the client any more. */
-static void relay(int client, size_t limit)
-{
-    const struct sockaddr_in a = {.sin_family = AF_INET,
-                                  .sin_port = htons((uint16_t)px_port),
-                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    int server = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    struct pollfd p[] = {{.fd = client, .events = POLLIN}, {.events = POLLIN}};
-    size_t up = 0, down = 0;
-    bool ok = connect(server, (const struct sockaddr *)&a, sizeof(a)) == 0;
-
-    p[1].fd = server;
-    while (ok && up < limit && poll(p, 2, -1) > 0)
-        ok = (p[0].revents == 0 || copy(client, server, &up)) &&
-             (p[1].revents == 0 || copy(server, client, &down));
-    usleep(300000);
-    shutdown(client, SHUT_WR);
-    usleep(100000);
-    close(client);
-    close(server);
-}
-
-static pid_t start_relay(int listener, size_t limit)
-{
-    pid_t pid = fork();
-
-    if (pid != 0)
-        return pid;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    for (;;)
-        relay(accept(listener, NULL, NULL), limit);
-}
-
 /* libpq closes its socket as soon as it finds the connection lost, while there is still
  * something to be written to it. */
 START_TEST(a_loss_in_the_middle_of_writing_troubles_no_event)
@@ -322,9 +274,8 @@ START_TEST(a_loss_in_the_middle_of_writing_troubles_no_event)
     size_t before = open_files();
     char *text = malloc(size);
     char conninfo[256], why[256] = "";
-    int port, lost;
-    int listener = silent_host(&port);
-    pid_t pid = start_relay(listener, 1u << 20);
+    int port = px_relay_start(1u << 20, 0);
+    int lost;
     const struct postgres_options opt = {.conninfo = conninfo,
                                          .application = "dac: test",
                                          .statements = &statement,
@@ -352,9 +303,7 @@ START_TEST(a_loss_in_the_middle_of_writing_troubles_no_event)
     ck_assert_int_eq(warnings, 0);
     postgres_conn_free(conn);
     conn = NULL;
-    kill(pid, SIGKILL);
-    waitpid(pid, NULL, 0);
-    close(listener);
+    px_relay_stop();
     ck_assert_uint_eq(open_files(), before);
     postgres_args_free(&args);
     free(text);

@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "postgres_fixture.h"
+#include "store/internal.h"
 #include "store_fixture.h"
 
 #define PATIENCE_NS (2 * NS_PER_S)
@@ -528,6 +529,48 @@ START_TEST(a_server_that_stands_still_is_given_up_in_time)
 }
 END_TEST
 
+/* 4 MiB at 2 MiB/s, with a patience of half a second. */
+START_TEST(a_slow_line_is_no_silence_to_who_has_time)
+{
+    const size_t size = 4u << 20;
+    char conninfo[256];
+    struct store_turn t = fx_turn(1, 1);
+    struct store_row row;
+    struct written w = {0};
+    char *text = malloc(size);
+
+    snprintf(conninfo, sizeof(conninfo), "host=127.0.0.1 port=%d user=postgres %s",
+             px_relay_start(SIZE_MAX, 2u << 20), strstr(px_conninfo, "dbname="));
+    struct store *slow = open_store(conninfo);
+
+    wait_until_up(slow);
+    memset(text, 'x', size);
+    t.assistant_content = (struct store_text){text, size};
+    row = fx_turn_row(&t);
+    if (_i == 0)
+        store_write(slow, &row, 1, NS_PER_S / 2, on_written, &w);
+    else
+        store_write_patiently(slow, &row, 1, NS_PER_S / 2, on_written, &w);
+    wait_written(&w);
+    ck_assert_int_eq(w.e, _i == 0 ? DAC_E_TIMEOUT : DAC_OK);
+    ck_assert_int_eq(px_int("SELECT count(*) FROM turns"), _i);
+    if (_i == 1) { /* silence is silence */
+        uint64_t t0 = clock_now_ns();
+
+        w.calls = 0;
+        px_signal_all(SIGSTOP);
+        store_write_patiently(slow, &row, 1, NS_PER_S / 2, on_written, &w);
+        wait_written(&w);
+        px_signal_all(SIGCONT);
+        ck_assert_int_eq(w.e, DAC_E_TIMEOUT);
+        ck_assert_uint_lt(clock_now_ns() - t0, 8 * NS_PER_S);
+    }
+    px_relay_stop();
+    store_close(slow);
+    free(text);
+}
+END_TEST
+
 START_TEST(a_server_that_restarts_is_found_again)
 {
     static const char *const modes[] = {"fast", "immediate"};
@@ -649,6 +692,7 @@ int main(void)
         tc, a_backend_that_is_ended_in_a_batch_fails_it_and_it_can_be_written_again);
     tcase_add_test(tc, a_lock_on_the_table_times_out_and_keeps_the_connection);
     tcase_add_test(tc, a_server_that_stands_still_is_given_up_in_time);
+    tcase_add_loop_test(tc, a_slow_line_is_no_silence_to_who_has_time, 0, 2);
     tcase_add_loop_test(tc, a_server_that_restarts_is_found_again, 0, 2);
     tcase_add_test(tc, a_server_that_only_reads_denies_until_it_writes_again);
     tcase_add_test(tc, a_batch_that_is_given_up_leaves_a_writer_that_works);
