@@ -76,7 +76,7 @@ const char *postgres_conn_error(const struct postgres_conn *c);
 /* 150003 for 15.3; 0 while down. */
 int postgres_conn_server_version(const struct postgres_conn *c);
 /* Since when nothing moves (clock_now_ns): no byte came from the server, the kernel took
- * none for it, and of what the kernel holds nothing has gone since this was asked last. */
+ * none for it, and none that it holds has gone since this was asked last. */
 uint64_t postgres_conn_still_since_ns(struct postgres_conn *c);
 /* The server does what is asked of it: the next failure is answered by a quick attempt.
  */
