@@ -83,6 +83,10 @@ static void put_stored_turn(struct buf *b, const struct store_turn *t, const cha
         buf_append(b, t->citations.s, t->citations.n);
     else
         buf_puts(b, "[]");
+    if (t->tool_calls.s) {
+        buf_puts(b, ",\"tool_calls\":");
+        buf_append(b, t->tool_calls.s, t->tool_calls.n);
+    }
     buf_putc(b, '}');
     put_text(b, "finish_reason", t->finish_reason);
     put_figures(b, t);

@@ -63,6 +63,38 @@ static void answer_no_memory(struct http_exchange *ex)
 
 /* --- streams ------------------------------------------------------------------------ */
 
+/* A stream has tool calls in pieces that name their index; here each is whole. */
+static void put_tools(const struct replay *rp, const struct turn_view *v,
+                      struct position at, struct buf *b)
+{
+    const struct store_text *stored = &rp->turn->tool_calls;
+    struct buf pieces = BUF_INIT(REPLAY_MAX);
+    struct json_object *all;
+    struct json_error why;
+    bool ok = json_parse_strict(stored->s, stored->n, &all, &why) == DAC_OK;
+
+    if (ok && json_object_is_type(all, json_type_array))
+        for (size_t i = 0; ok && i < json_object_array_length(all); i++) {
+            struct json_object *call = json_object_array_get_idx(all, i);
+            struct json_object *index = json_object_new_uint64(i);
+
+            if (!json_object_is_type(call, json_type_object) ||
+                json_object_object_add(call, "index", index) != 0) {
+                json_object_put(index);
+                ok = false;
+            }
+        }
+    if (ok) {
+        json_put_object(&pieces, all);
+        json_object_put(all);
+    }
+    if (ok && !pieces.failed)
+        rp->dialect->record(v, RECORD_TOOL, pieces.data, pieces.len, at, b);
+    else
+        b->failed = true; /* it must not look whole */
+    buf_free(&pieces);
+}
+
 static void put_records(const struct replay *rp, const struct turn_view *v,
                         struct member *m, uint64_t skip, struct buf *b)
 {
@@ -74,13 +106,15 @@ static void put_records(const struct replay *rp, const struct turn_view *v,
 
     if (d->open)
         d->open(v, m, at, b);
-    if (n > skip && skip == 0 && d->first) {
+    if ((n > skip || t->tool_calls.s) && skip == 0 && d->first) {
         m->first_sent = true;
         d->first(v, m, at, b);
     }
     at.text_bytes = n;
     if (n > skip)
         d->record(v, RECORD_DELTA, text + skip, n - (size_t)skip, at, b);
+    if (t->tool_calls.s)
+        put_tools(rp, v, at, b);
     if (t->citations.s)
         d->record(v, RECORD_CITATIONS, t->citations.s, t->citations.n, at, b);
     if (!d->end(v, m, at, b))
@@ -144,7 +178,8 @@ static void answer(struct http_exchange *ex, const struct replay *rp,
     r.request.user_message_id = t->user_message_id;
     r.request.assistant_message_id = t->assistant_message_id;
     if (take(&r.request.content, &t->user_content) &&
-        take(&r.text, &t->assistant_content) && take(&r.citations, &t->citations))
+        take(&r.text, &t->assistant_content) && take(&r.citations, &t->citations) &&
+        take(&r.tools, &t->tool_calls))
         rp->dialect->answer(v, &m, &r);
     else
         answer_no_memory(ex);

@@ -230,6 +230,7 @@ static void fill_turn(struct recorder *r, const struct turn_result *res,
         .assistant_message_id = res->request.assistant_message_id,
         .assistant_content = buf_text(&res->text),
         .citations = buf_text(&res->citations),
+        .tool_calls = buf_text(&res->tools),
     };
     memcpy(turn->id.b, f->turn_id, sizeof(turn->id.b));
     memcpy(turn->key_digest, f->key, sizeof(turn->key_digest));

@@ -117,7 +117,8 @@ const struct postgres_statement postgres_query_statements[PQ_N] = {
          "t.error_code, t.ttft_ms, t.latency_ms, t.queue_wait_ms, t.prompt_tokens, "
          "t.completion_tokens, t.followers, t.hits, t.generation, t.key_digest, "
          "t.created_at, t.finished_at, u.id, u.content, a.id, a.content, "
-         "a.citations::text FROM turns t LEFT JOIN threads h ON h.id = t.thread_id "
+         "a.citations::text, a.tool_calls::text FROM turns t LEFT JOIN threads h ON h.id "
+         "= t.thread_id "
          "LEFT JOIN messages u ON u.turn_id = t.id AND u.role = 'user' "
          "LEFT JOIN messages a ON a.turn_id = t.id AND a.role = 'assistant' "
          "WHERE t.id = $1 AND t.org = $2 AND h.deleted_at IS NULL",
@@ -430,6 +431,7 @@ static enum dac_err take_turn(struct row *r)
     get_id(r, 20, &t->assistant_message_id);
     get_text(r, 21, &t->assistant_content);
     get_text(r, 22, &t->citations);
+    get_text(r, 23, &t->tool_calls);
     return r->e;
 }
 

@@ -21,7 +21,7 @@ static const Oid turn_types[] = {
     POSTGRES_INT8_ARRAY,        POSTGRES_TEXT_ARRAY,        POSTGRES_BYTEA_ARRAY,
     POSTGRES_TIMESTAMPTZ_ARRAY, POSTGRES_TIMESTAMPTZ_ARRAY, POSTGRES_UUID_ARRAY,
     POSTGRES_TEXT_ARRAY,        POSTGRES_UUID_ARRAY,        POSTGRES_TEXT_ARRAY,
-    POSTGRES_TEXT_ARRAY};
+    POSTGRES_TEXT_ARRAY,        POSTGRES_TEXT_ARRAY};
 static const Oid limit_types[] = {POSTGRES_TEXT};
 static const Oid count_types[] = {POSTGRES_UUID, POSTGRES_INT8, POSTGRES_INT8};
 static const Oid title_types[] = {POSTGRES_UUID, POSTGRES_TEXT, POSTGRES_TEXT};
@@ -54,10 +54,11 @@ const struct postgres_statement postgres_writer_sql[W_N] = {
     [W_TURNS] =
         {"WITH i AS MATERIALIZED (SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, "
          "$9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, "
-         "$25) AS i (id, org, thread_id, provider, model, status, finish_reason, "
+         "$25, $26) AS i (id, org, thread_id, provider, model, status, finish_reason, "
          "error_code, ttft_ms, latency_ms, queue_wait_ms, prompt_tokens, "
          "completion_tokens, followers, hits, generation, fetcher, key_digest, "
-         "created_at, finished_at, user_id, question, assistant_id, answer, citations)), "
+         "created_at, finished_at, user_id, question, assistant_id, answer, citations, "
+         "tool_calls)), "
          "new AS (INSERT INTO turns (id, org, thread_id, provider, model, status, "
          "finish_reason, error_code, ttft_ms, latency_ms, queue_wait_ms, prompt_tokens, "
          "completion_tokens, followers, hits, generation, fetcher, key_digest, "
@@ -68,10 +69,11 @@ const struct postgres_statement postgres_writer_sql[W_N] = {
          "threads t WHERE t.id = i.thread_id) = i.org "
          "ON CONFLICT (id) DO NOTHING RETURNING id) "
          "INSERT INTO messages (id, turn_id, thread_id, role, content, citations, "
-         "created_at) SELECT user_id, id, thread_id, 'user', question, NULL::json, "
-         "created_at FROM i WHERE id IN (SELECT id FROM new) UNION ALL "
-         "SELECT assistant_id, id, thread_id, 'assistant', answer, citations::json, "
-         "finished_at FROM i WHERE answer IS NOT NULL AND id IN (SELECT id FROM new)",
+         "tool_calls, created_at) SELECT user_id, id, thread_id, 'user', question, "
+         "NULL::json, NULL::json, created_at FROM i WHERE id IN (SELECT id FROM new) "
+         "UNION ALL SELECT assistant_id, id, thread_id, 'assistant', answer, "
+         "citations::json, tool_calls::json, finished_at FROM i WHERE answer IS NOT NULL "
+         "AND id IN (SELECT id FROM new)",
          TYPES(turn_types)},
     [W_TURNS_MISSING] =
         {"SELECT i.place, EXISTS (SELECT FROM turns t WHERE t.id = i.id) "
@@ -198,6 +200,7 @@ void postgres_put_turns(struct postgres_args *a, const struct store_row *rows, s
                                                       : &no_id));
     TURN_COLUMN(POSTGRES_TEXT, postgres_add_text(a, &row->u.turn.assistant_content));
     TURN_COLUMN(POSTGRES_TEXT, postgres_add_text(a, &row->u.turn.citations));
+    TURN_COLUMN(POSTGRES_TEXT, postgres_add_text(a, &row->u.turn.tool_calls));
 }
 
 void postgres_put_counts(struct postgres_args *a, const struct store_counts *c)

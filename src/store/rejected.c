@@ -149,6 +149,7 @@ static void put_turn(struct buf *out, const struct store_turn *t)
     put_id(out, "assistant_message_id", &t->assistant_message_id);
     put_text(out, "answer", &t->assistant_content);
     put_text(out, "citations", &t->citations);
+    put_text(out, "tool_calls", &t->tool_calls);
 }
 
 static void put_thread(struct buf *out, const struct store_thread *t)

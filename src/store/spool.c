@@ -69,7 +69,7 @@ static const char *const spool_sql[S_N] = {
         "t.latency_ms, t.queue_wait_ms, t.prompt_tokens, t.completion_tokens, "
         "t.followers, t.hits, t.generation, t.key_digest, t.created_at, t.finished_at, "
         "u.id, u.content, a.id, a.content, a.citations, t.fetcher, r.reason, r.data, "
-        "q.key_digest, q.body_digest "
+        "q.key_digest, q.body_digest, a.tool_calls "
         "FROM spool_queue q "
         "LEFT JOIN turns t ON t.id = q.id AND q.kind = 1 "
         "LEFT JOIN messages u ON u.turn_id = t.id AND u.role = 'user' "
@@ -458,7 +458,8 @@ static enum dac_err take_turn(struct spool_batch *b, sqlite3_stmt *s, const char
               copy_word(b, s, 13, &t->error_code) &&
               copy_text(b, s, 26, &t->user_content) &&
               copy_text(b, s, 28, &t->assistant_content) &&
-              copy_text(b, s, 29, &t->citations) && copy_word(b, s, 30, &t->fetcher);
+              copy_text(b, s, 29, &t->citations) && copy_text(b, s, 35, &t->tool_calls) &&
+              copy_word(b, s, 30, &t->fetcher);
     return ok ? DAC_OK : DAC_E_NOMEM;
 }
 

@@ -114,6 +114,7 @@ static void copy_turn(struct arena *a, struct store_turn *t)
     t->user_content = copy_text(a, &t->user_content);
     t->assistant_content = copy_text(a, &t->assistant_content);
     t->citations = copy_text(a, &t->citations);
+    t->tool_calls = copy_text(a, &t->tool_calls);
 }
 
 static size_t row_bytes(const struct store_row *row)

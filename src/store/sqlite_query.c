@@ -36,7 +36,8 @@ const char *const sqlite_query_sql[R_N] = {
         "SELECT t.id, t.thread_id, t.provider, t.model, t.status, t.finish_reason, "
         "t.error_code, t.ttft_ms, t.latency_ms, t.queue_wait_ms, t.prompt_tokens, "
         "t.completion_tokens, t.followers, t.hits, t.generation, t.key_digest, "
-        "t.created_at, t.finished_at FROM turns t LEFT JOIN threads h "
+        "t.created_at, t.finished_at, (SELECT tool_calls FROM messages WHERE "
+        "turn_id = t.id AND role = 'assistant') FROM turns t LEFT JOIN threads h "
         "ON h.id = t.thread_id WHERE t.id = ?1 AND t.org = ?2 AND "
         "h.deleted_at IS NULL",
     [R_ALIAS] = "SELECT turn_id, key_digest, body_digest, created_at FROM idempotency "
@@ -374,7 +375,7 @@ static enum dac_err take_turn(struct store_query *q, sqlite3_stmt *s)
         if (e != DAC_OK)
             return e;
     }
-    return DAC_OK;
+    return copy_text(q, s, 18, &t->tool_calls);
 }
 
 static enum dac_err run_turn(sqlite3_stmt *const st[], struct store_query *q)

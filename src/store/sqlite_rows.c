@@ -28,7 +28,7 @@ const char *const sqlite_rows_sql[W_N] = {
     [W_TURN_ORG] = "SELECT org FROM turns WHERE id = ?1",
     [W_MESSAGE] =
         "INSERT INTO messages (id, turn_id, thread_id, role, content, citations, "
-        "created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "tool_calls, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     [W_COUNTS] = "UPDATE turns SET followers = ?2, hits = ?3 WHERE id = ?1",
     [W_TITLE] = "UPDATE threads SET title = ?3 WHERE id = ?1 AND org = ?2 AND "
                 "deleted_at IS NULL",
@@ -188,7 +188,8 @@ static int insert_message(struct sqlite_store *s, const struct store_turn *t, bo
         sqlite_bind_str(q, 4, answer ? "assistant" : "user") |
         sqlite_bind_text(q, 5, answer ? &t->assistant_content : &t->user_content) |
         sqlite_bind_text(q, 6, answer ? &t->citations : &none) |
-        sqlite_bind_time(q, 7, answer ? t->finished_us : t->created_us);
+        sqlite_bind_text(q, 7, answer ? &t->tool_calls : &none) |
+        sqlite_bind_time(q, 8, answer ? t->finished_us : t->created_us);
 
     if (bad == 0)
         rc = sqlite_rows_run(s, W_MESSAGE);

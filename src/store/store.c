@@ -172,6 +172,7 @@ static enum dac_err check_turn(struct store_row *row, const struct store_turn *t
         {"question", &t->user_content, false},
         {"answer", &t->assistant_content, true},
         {"citations", &t->citations, true},
+        {"tool calls", &t->tool_calls, true},
     };
 
     if (id_is_zero(&t->id) || id_is_zero(&t->user_message_id) ||

@@ -79,6 +79,7 @@ struct store_turn {
     struct id assistant_message_id;
     struct store_text assistant_content; /* s NULL: no assistant message is stored */
     struct store_text citations;         /* JSON array or NULL */
+    struct store_text tool_calls;        /* the same; of an assistant message */
 };
 
 struct store_message {

@@ -397,6 +397,46 @@ async def test_every_dialect_is_replayed(make_dac, mock, how):
     assert await mock.calls() == 3
 
 
+@pytest.mark.smoke
+@pytest.mark.parametrize("text", [{}, {"tokens": 4}], ids=["without a text", "with one"])
+@pytest.mark.parametrize("how", ["memory", "restart"])
+async def test_tool_calls_are_replayed(make_dac, mock, text, how):
+    """Also those of an answer that has no text."""
+    dac = make_dac(SHORT)
+    thread = await dac.thread()
+    question = say(tool_calls=True, **text)
+    native, chat = keyed(a_key()), keyed(a_key())
+    first = (await dac.ask_json(thread, question, headers=native, tools=TOOLS)).json()
+    calls = first["assistant_message"]["tool_calls"]
+    assert len(calls) == 1 and all(c["id"] and c["function"]["name"] for c in calls)
+    plain = (await dac.chat(question, headers=chat, tools=TOOLS)).json()
+    assert plain["choices"][0]["finish_reason"] == "tool_calls"
+    await leaves_memory(dac, how)
+    again = await dac.ask_json(thread, question, headers=native, tools=TOOLS)
+    assert again.json()["assistant_message"] == first["assistant_message"]
+    r = await dac.get(f"/api/turns/{first['turn_id']}")
+    assert r.json()["assistant_message"] == first["assistant_message"]
+    assert (await dac.chat(question, headers=chat, tools=TOOLS)).json() == plain
+
+    def put_together(pieces):
+        whole = {}
+        for piece in pieces:
+            call = whole.setdefault(piece["index"], {"function": {}})
+            call.update({k: v for k, v in piece.items() if k not in ("index", "function")})
+            for k, v in piece["function"].items():
+                call["function"][k] = call["function"].get(k, "") + v
+        return [whole[i] for i in sorted(whole)]
+
+    s = await dac.ask_stream(thread, question, headers=native, tools=TOOLS)
+    assert put_together(p for e in s.named("tool_calls") for p in e.data["tool_calls"]) == calls
+    assert s.one("first_token") and s.one("done").data["finish_reason"] == "tool_calls"
+    assert s.text == first["assistant_message"]["content"]
+    assert bool(s.text) == bool(text)
+    assert await mock.calls() == 2
+    rows = dac.sql("SELECT tool_calls FROM turn_audit")
+    assert len(rows) == 2 and all("call" in str(r["tool_calls"]) for r in rows)
+
+
 async def test_it_stays_one_turn_after_many_restarts_and_a_long_answer(dac, mock):
     thread = await dac.thread()
     question = say(tokens=300, token_size=4096)

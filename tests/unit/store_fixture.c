@@ -339,6 +339,7 @@ void fx_on_turn(void *arg, enum dac_err e, const struct store_turn *t)
     copy(a->question, sizeof(a->question), t->user_content.s);
     copy(a->answer, sizeof(a->answer), t->assistant_content.s);
     copy(a->citations, sizeof(a->citations), t->citations.s);
+    copy(a->tool_calls, sizeof(a->tool_calls), t->tool_calls.s);
     copy(a->status, sizeof(a->status), t->status);
     copy(a->finish, sizeof(a->finish), t->finish_reason);
     copy(a->error, sizeof(a->error), t->error_code);

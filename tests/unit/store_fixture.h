@@ -75,7 +75,8 @@ struct fx_answer {
     struct id last_turn;
     struct store_alias alias;
     struct store_turn turn; /* its words and texts are in the buffers below */
-    char question[64], answer[64], status[16], finish[32], error[32], citations[64];
+    char question[64], answer[64], status[16], finish[32], error[32], citations[64],
+        tool_calls[64];
 };
 
 void fx_on_thread(void *arg, enum dac_err e, const struct store_thread *t);

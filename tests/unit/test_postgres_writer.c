@@ -94,6 +94,7 @@ START_TEST(a_turn_is_stored_as_it_was_given)
     struct store_turn t = fx_turn(1, 1);
 
     t.citations = fx_text("[{\"url\":\"http://a\"}]");
+    t.tool_calls = fx_text("[{\"id\":\"call_1\"}]");
     t.fetcher = "worker 2";
     t.generation = 1;
     t.followers = 4;
@@ -113,12 +114,14 @@ START_TEST(a_turn_is_stored_as_it_was_given)
         "00:00:01|2026-01-01 00:00:01.5");
     ck_assert_str_eq(
         px_text("SELECT string_agg(concat_ws('|', id, turn_id = (SELECT id FROM turns), "
-                "thread_id, role, content, citations, created_at AT TIME ZONE 'UTC'), "
+                "thread_id, role, content, citations, tool_calls, created_at AT TIME "
+                "ZONE 'UTC'), "
                 "' ' ORDER BY role DESC) FROM messages"),
         "75000000-0000-0000-0000-000000000001|t|68000000-0000-0000-0000-000000000001|"
         "user|question|2026-01-01 00:00:01 "
         "61000000-0000-0000-0000-000000000001|t|68000000-0000-0000-0000-000000000001|"
-        "assistant|answer|[{\"url\":\"http://a\"}]|2026-01-01 00:00:01.5");
+        "assistant|answer|[{\"url\":\"http://a\"}]|[{\"id\":\"call_1\"}]|2026-01-01 "
+        "00:00:01.5");
     ck_assert_str_eq(px_text("SELECT application_name FROM pg_stat_activity WHERE "
                              "datname = current_database() AND pid <> pg_backend_pid()"),
                      "dac: recorder");

@@ -374,6 +374,7 @@ START_TEST(a_turn_comes_back_as_it_was_stored)
 
     fx_store_thread(st, 1);
     t.citations = fx_text("[\"https://example.com/ä\"]");
+    t.tool_calls = fx_text("[{\"id\":\"call_ä\"}]");
     t.user_content = fx_text("What's “up”?\n\x7f");
     t.assistant_content = fx_text("");
     t.generation = 2;
@@ -387,6 +388,7 @@ START_TEST(a_turn_comes_back_as_it_was_stored)
     ck_assert_str_eq(a.question, t.user_content.s);
     ck_assert_str_eq(a.answer, "");
     ck_assert_str_eq(a.citations, t.citations.s);
+    ck_assert_str_eq(a.tool_calls, t.tool_calls.s);
     ck_assert_str_eq(a.finish, "stop");
     ck_assert_str_eq(a.error, "(null)");
     ck_assert(a.turn.ttft_ms == 10.5 && a.turn.latency_ms == 20.25);

@@ -93,6 +93,7 @@ START_TEST(everything_comes_out_as_it_went_in)
     struct spool_batch b;
 
     t.assistant_content = fx_text("an answer");
+    t.tool_calls = fx_text("[{\"id\":1}]");
     in[1] = fx_turn_row(&t);
     ck_assert_int_eq(spool_put(sp, in, DAC_ARRAY_LEN(in)), DAC_OK);
     ck_assert_uint_eq(rows_left(), DAC_ARRAY_LEN(in));
@@ -121,6 +122,7 @@ START_TEST(everything_comes_out_as_it_went_in)
     same_text(&o->user_content, &t.user_content);
     same_text(&o->assistant_content, &t.assistant_content);
     same_text(&o->citations, &t.citations);
+    same_text(&o->tool_calls, &t.tool_calls);
     ck_assert_int_eq(memcmp(o->key_digest, t.key_digest, sizeof t.key_digest), 0);
     ck_assert_int_eq(o->created_us, t.created_us);
     ck_assert_int_eq(o->finished_us, t.finished_us);

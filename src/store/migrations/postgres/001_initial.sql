@@ -93,6 +93,7 @@ CREATE TABLE messages (
     content    text NOT NULL,
     citations  json,
     created_at timestamptz NOT NULL,
+    tool_calls json,
     UNIQUE (turn_id, role)
 );
 
@@ -103,6 +104,7 @@ COMMENT ON COLUMN messages.thread_id IS 'The turn''s thread, repeated here; NULL
 COMMENT ON COLUMN messages.role IS 'user: the question; assistant: the answer, or what came of it';
 COMMENT ON COLUMN messages.content IS 'The whole text';
 COMMENT ON COLUMN messages.citations IS 'The sources that the provider named, as it wrote them; NULL: none';
+COMMENT ON COLUMN messages.tool_calls IS 'What the answer asks the client to call, as the provider wrote it; NULL: nothing';
 COMMENT ON COLUMN messages.created_at IS 'When the question was asked; when the answer was complete';
 
 CREATE TABLE idempotency (
@@ -158,7 +160,7 @@ SELECT format('%s %s %s %s/%s, first text %s ms, all %s ms, shared by %s: "%s" -
               coalesce('"' || regexp_replace(left(a.content, 60), '\s+', ' ', 'g') || '"', '(none)'))
            AS line,
        t.id, t.thread_id, t.org, t.provider, t.model, t.status, t.finish_reason, t.error_code,
-       u.content AS question, a.content AS answer, a.citations,
+       u.content AS question, a.content AS answer, a.citations, a.tool_calls,
        t.ttft_ms, t.latency_ms, t.queue_wait_ms, t.prompt_tokens, t.completion_tokens,
        t.followers, t.hits, t.generation, t.fetcher, t.key_digest, t.created_at, t.finished_at
 FROM turns t
@@ -178,6 +180,7 @@ COMMENT ON COLUMN turn_audit.error_code IS 'What went wrong, as clients were tol
 COMMENT ON COLUMN turn_audit.question IS 'The question, whole';
 COMMENT ON COLUMN turn_audit.answer IS 'The answer, whole, or what came of it; NULL: none';
 COMMENT ON COLUMN turn_audit.citations IS 'The sources that the provider named; NULL: none';
+COMMENT ON COLUMN turn_audit.tool_calls IS 'What the answer asks the client to call; NULL: nothing';
 COMMENT ON COLUMN turn_audit.ttft_ms IS 'Milliseconds to the first text; NULL: no text ever came';
 COMMENT ON COLUMN turn_audit.latency_ms IS 'Milliseconds to the end';
 COMMENT ON COLUMN turn_audit.queue_wait_ms IS 'Milliseconds of that spent waiting for the rate limit';

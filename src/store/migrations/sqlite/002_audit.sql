@@ -4,6 +4,9 @@ ALTER TABLE schema_migrations ADD COLUMN checksum TEXT; -- SHA-256 of the SQL te
 
 ALTER TABLE turns ADD COLUMN fetcher TEXT; -- such as 'worker 2'; NULL: not known
 
+-- What the answer asks the client to call, a JSON array; NULL: nothing.
+ALTER TABLE messages ADD COLUMN tool_calls TEXT CHECK (tool_calls IS NULL OR json_valid(tool_calls));
+
 CREATE INDEX turns_with_trouble ON turns (finished_at, id)
 WHERE status IN ('incomplete', 'failed');
 
@@ -48,7 +51,7 @@ SELECT printf('%s %s %s %s/%s, first text %s ms, all %s ms, shared by %d: "%s" -
               coalesce('"' || replace(replace(replace(substr(a.content, 1, 60), char(13), ' '), char(10), ' '), char(9), ' ') || '"', '(none)'))
            AS line,
        t.id, t.thread_id, t.org, t.provider, t.model, t.status, t.finish_reason, t.error_code,
-       u.content AS question, a.content AS answer, a.citations,
+       u.content AS question, a.content AS answer, a.citations, a.tool_calls,
        t.ttft_ms, t.latency_ms, t.queue_wait_ms, t.prompt_tokens, t.completion_tokens,
        t.followers, t.hits, t.generation, t.fetcher, t.key_digest, t.created_at, t.finished_at
 FROM turns t
