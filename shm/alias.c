@@ -16,7 +16,8 @@
  *
  * What is free (its use is over, or its binder died without binding it) stays in its
  * chain until somebody comes by under the lock. It leaves in this order: unlinked, `next`
- * cleared, `bucket` cleared, word 0. From the third step on it may be somebody else's.
+ * cleared, `bucket` cleared, word 0. From the third step on it may be somebody else's;
+ * so a word that means free, other than 0, is one that the alias never has again.
  */
 #include "shm/alias.h"
 
@@ -100,6 +101,7 @@ static enum alias_is settle(struct shm *shm, uint32_t alias, uint64_t *word)
         return ALIAS_FREE;
     if (swap_word(shm, alias, *word, use))
         *word = use;
+    CRASH_POINT("alias_settled");
     return ALIAS_BOUND;
 }
 
@@ -126,7 +128,11 @@ void alias_rebuild(struct shm *shm, uint32_t bucket)
     atomic_store_explicit(&shm->buckets[bucket].aliases, 0, memory_order_release);
     for (uint32_t i = 0; i < shm->hdr->alias_count; i++) {
         struct shm_alias *a = alias_at(shm, i);
-        if (atomic_load_explicit(&a->bucket, memory_order_acquire) == bucket + 1)
+        if (atomic_load_explicit(&a->bucket, memory_order_acquire) != bucket + 1)
+            continue;
+        if (load_word(shm, i) == 0)
+            atomic_store_explicit(&a->bucket, 0, memory_order_relaxed);
+        else
             chain_insert(shm, bucket, i);
     }
 }
@@ -137,8 +143,10 @@ static void chain_cut(struct shm *shm, shm_u32 *link, uint32_t alias)
     struct shm_alias *a = alias_at(shm, alias);
 
     atomic_store_explicit(link, follow(shm, &a->next), memory_order_release);
+    CRASH_POINT("alias_unlinked");
     atomic_store_explicit(&a->next, 0, memory_order_relaxed);
     atomic_store_explicit(&a->bucket, 0, memory_order_release);
+    CRASH_POINT("alias_unchained");
 }
 
 static bool chain_remove(struct shm *shm, uint32_t bucket, uint32_t alias)
@@ -276,6 +284,7 @@ static enum dac_err pool_take(struct shm *shm, uint32_t *out)
         atomic_store_explicit(&h->alias_hand, at + 1, memory_order_relaxed);
         was_busy = true;
         if (e == DAC_OK) {
+            CRASH_POINT("alias_taken");
             *out = at;
             return DAC_OK;
         }
@@ -319,6 +328,7 @@ static enum dac_err make_way(struct shm *shm, uint32_t bucket,
     }
     if (replace && word == alias_use(*replace) && chain_remove(shm, bucket, alias)) {
         /* It stays on its flight's list, and its word stays: free with that use. */
+        CRASH_POINT("alias_replaced");
         return DAC_OK;
     }
     describe(shm, alias, word, found);
@@ -329,7 +339,9 @@ static void enter_chain(struct shm *shm, uint32_t bucket, uint32_t alias)
 {
     atomic_store_explicit(&alias_at(shm, alias)->bucket, bucket + 1,
                           memory_order_release);
+    CRASH_POINT("alias_chained");
     chain_insert(shm, bucket, alias);
+    CRASH_POINT("alias_linked");
 }
 
 enum dac_err alias_claim(struct shm *shm, const struct alias_key *key,
@@ -367,8 +379,11 @@ void alias_bind(struct shm *shm, uint32_t alias, struct flight_ref ref)
     struct shm_alias *a = alias_at(shm, alias);
 
     atomic_store_explicit(&a->target, alias_use(ref), memory_order_release);
+    CRASH_POINT("alias_aimed");
     alias_push(shm, alias, ref);
+    CRASH_POINT("alias_pushed");
     (void)swap_word(shm, alias, my_word(shm), alias_use(ref));
+    CRASH_POINT("alias_bound");
     atomic_fetch_add_explicit(&shm->hdr->aliases_used, 1, memory_order_relaxed);
     shm_count(shm, SHM_C_idempotency_keys_bound, 1);
     /* Pairs with alias_walk: either the recorder sees it there, or this sees the end. */
@@ -379,7 +394,11 @@ void alias_bind(struct shm *shm, uint32_t alias, struct flight_ref ref)
 
 void alias_drop(struct shm *shm, uint32_t alias)
 {
-    (void)swap_word(shm, alias, my_word(shm), ALIAS_BEING_BOUND); /* by nobody */
+    shm_u32 *drops = &alias_at(shm, alias)->drops;
+    uint32_t number = atomic_fetch_add_explicit(drops, 1, memory_order_relaxed) + 1;
+
+    (void)swap_word(shm, alias, my_word(shm), ALIAS_BEING_BOUND | number);
+    CRASH_POINT("alias_dropped");
 }
 
 uint32_t alias_used(const struct shm *shm)

@@ -103,6 +103,7 @@ bool alias_is_stored(const struct shm *shm, uint32_t alias)
 void alias_set_stored(struct shm *shm, uint32_t alias)
 {
     atomic_store_explicit(&alias_at(shm, alias)->stored, 1, memory_order_relaxed);
+    CRASH_POINT("alias_marked");
 }
 
 uint32_t alias_count_stored(struct shm *shm, uint32_t flight)
@@ -142,5 +143,6 @@ void alias_let_go(struct shm *shm, uint32_t flight)
             atomic_load_explicit(&alias_at(shm, at)->bucket, memory_order_acquire);
         if (bucket != 0 && bucket <= shm->hdr->bucket_count)
             atomic_fetch_add(&shm->buckets[bucket - 1].aliases_gone, 1);
+        CRASH_POINT("alias_let_go");
     }
 }

@@ -230,8 +230,9 @@ struct shm_flight {
 /* A client's name for a turn. Free as soon as the use of the flight that it is bound to
  * is over: no step, no list. */
 struct shm_alias {
-    /* 0: free. Top bit: being bound by {slot+1:8 from bit 32, the slot's generation:32},
-     * by nobody if slot+1 is 0. Else bound to {flight+1:32, incarnation:32}. cas */
+    /* 0: free. Top bit: being bound by {slot+1:8 from bit 32, the slot's generation:32};
+     * or dropped, with slot+1 = 0 and `drops`. Else bound to {flight+1:32,
+     * incarnation:32}. cas. None but 0 comes back once it means free. */
     SHM_ALIGNED shm_u64 word;
     shm_u64 target; /* the use to whose list it is about to be added [W: its binder] */
     shm_u32 bucket; /* bucket + 1 in whose chain it is, 0: none; under the lock */
@@ -242,6 +243,7 @@ struct shm_alias {
     /* The following are written by who took it from the pool, before `bucket`. */
     int64_t created_us;          /* wall clock: when the name was first used */
     uint8_t org[16];             /* as shm_flight.org */
+    shm_u32 drops;               /* how often it was dropped [W: who is binding it] */
     SHM_ALIGNED uint8_t key[32]; /* SHA-256 of the name */
     uint8_t body[32];            /* SHA-256 of what was asked under it */
 };

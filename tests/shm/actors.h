@@ -18,6 +18,7 @@
 
 #define ACTOR_BAD   3
 #define ACTOR_KEYS  12u
+#define ACTOR_NAMES 8u
 #define TEXT_MAX    6000u
 #define ACTOR_PAUSE 2 /* milliseconds that an actor waits for a wake-up */
 
@@ -216,17 +217,118 @@ static inline void actor_follow(const struct join_result *r, unsigned *seed)
         wake_owner(&shm, r->ref.index);
 }
 
+/* --- names -------------------------------------------------------------------------- */
+
+/* The use that each name is bound to, written down before it is bound and once more after
+ * that: whoever dies in between leaves two that differ, and they say nothing. Made before
+ * the first fork; NULL: nobody looks. */
+struct ledger_line {
+    shm_u64 begun, done;
+};
+
+static struct ledger_line *actor_ledger;
+
+static inline void open_ledger(void)
+{
+    actor_ledger =
+        mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    ck_assert_ptr_ne(actor_ledger, MAP_FAILED);
+}
+
+static inline void close_ledger(void)
+{
+    ck_assert_int_eq(munmap(actor_ledger, 4096), 0);
+    actor_ledger = NULL;
+}
+
+/* It was claimed: so nothing that it was bound to lasts, but what it was to replace. */
+static inline void note_claim(uint32_t name, const struct flight_ref *replaced)
+{
+    if (!actor_ledger)
+        return;
+    struct ledger_line *line = &actor_ledger[name];
+    uint64_t use = atomic_load(&line->begun);
+
+    if (use == atomic_load(&line->done) && alias_use_lasts(&shm, use) &&
+        !(replaced && use == alias_use(*replaced)))
+        actor_bad("a second turn for a name", (uint32_t)(use >> 32) - 1);
+    atomic_store(&line->begun, 0);
+}
+
+static inline void bind_and_note(uint32_t name, uint32_t alias, struct flight_ref ref)
+{
+    if (actor_ledger)
+        atomic_store(&actor_ledger[name].begun, alias_use(ref));
+    alias_bind(&shm, alias, ref);
+    if (actor_ledger)
+        atomic_store(&actor_ledger[name].done, alias_use(ref));
+}
+
+/* A question that nobody shares: only the name leads to its flight. */
+static inline struct join_request private_question(uint32_t name)
+{
+    struct join_request req = question(name);
+
+    memcpy(req.key + 8, req.turn_id, sizeof(req.turn_id));
+    return req;
+}
+
+/* Joins a flight by its name: attaches to the one that it has, or leads one and binds
+ * the name to it. */
+static inline enum dac_err actor_join_by_name(uint32_t n, struct join_result *r,
+                                              unsigned *seed)
+{
+    struct alias_key key = name_of(0, n);
+    struct alias_found found;
+    struct flight_ref failed;
+    bool replace = false;
+    uint32_t alias;
+    enum dac_err e = alias_find(&shm, &key, &found);
+
+    if (e == DAC_OK) {
+        if (memcmp(found.body, body_of(n), sizeof(found.body)) != 0)
+            actor_bad("another name's body", found.ref.index);
+        r->ref = found.ref;
+        replace = flight_load(&shm, found.ref.index).state == FLIGHT_FAILED;
+        failed = found.ref;
+        if (!replace || roll(seed, 2))
+            return index_follow(&shm, found.ref, 0, &r->role);
+    } else if (e != DAC_E_NOT_FOUND) {
+        return e;
+    }
+    e = alias_claim(&shm, &key, body_of(n), 1, replace ? &failed : NULL, &alias, &found);
+    if (e != DAC_OK)
+        return e;
+    note_claim(n, replace ? &failed : NULL);
+    struct join_request req =
+        roll(seed, 4) ? private_question(n) : question(roll(seed, ACTOR_KEYS));
+    e = roll(seed, 8) ? index_join(&shm, &req, r) : DAC_E_BUSY;
+    if (e != DAC_OK) {
+        alias_drop(&shm, alias);
+        return e;
+    }
+    bind_and_note(n, alias, r->ref);
+    return DAC_OK;
+}
+
+static inline enum dac_err actor_join(struct join_result *r, unsigned *seed)
+{
+    struct join_request req = question(roll(seed, ACTOR_KEYS));
+
+    if (roll(seed, 2))
+        return actor_join_by_name(roll(seed, ACTOR_NAMES), r, seed);
+    req.no_finished = roll(seed, 3) == 0;
+    req.result_ttl_ns = roll(seed, 2) ? NS_PER_S : 0;
+    return index_join(&shm, &req, r);
+}
+
 /* One question: led, followed or read, whatever it turns out to be. */
 static inline void worker_step(unsigned *seed)
 {
-    struct join_request req = question(roll(seed, ACTOR_KEYS));
     struct join_result r;
-    enum dac_err e;
+    enum dac_err e = actor_join(&r, seed);
 
-    req.no_finished = roll(seed, 3) == 0;
-    req.result_ttl_ns = roll(seed, 2) ? NS_PER_S : 0;
-    e = index_join(&shm, &req, &r);
-    if (e == DAC_E_BUSY || e == DAC_E_FULL)
+    if (e == DAC_E_BUSY || e == DAC_E_FULL || e == DAC_E_EXISTS || e == DAC_E_NOT_FOUND)
         return;
     must(e, "could not join", 0);
     if (r.role == JOIN_LEADER)
@@ -285,6 +387,25 @@ static inline void store_flight(struct flight_ref ref)
     wake_readers(&shm, ref.index);
 }
 
+/* What is bound by now is stored, what comes later the next time. */
+static inline void store_aliases(uint32_t flight)
+{
+    struct alias_walk walk = alias_walk(&shm, flight);
+    struct alias_key key, same;
+    uint8_t body[32];
+    uint32_t at, n;
+
+    while (alias_walk_next(&shm, &walk, &at)) {
+        alias_read(&shm, at, &key, body, NULL);
+        memcpy(&n, key.key, sizeof(n));
+        same = name_of(0, n);
+        if (memcmp(&key, &same, sizeof(key)) != 0 || memcmp(body, body_of(n), 32) != 0)
+            actor_bad("an alias that is none", flight);
+        alias_set_stored(&shm, at);
+    }
+    alias_count_stored(&shm, flight);
+}
+
 /* Looks at every flight once. */
 static inline void recorder_step(enum recycle_rule rule)
 {
@@ -303,6 +424,8 @@ static inline void recorder_step(enum recycle_rule rule)
             continue;
         if (atomic_load(&flight_at(&shm, i)->stored) == STORED_NO)
             store_flight(ref);
+        if (alias_pending(&shm, i))
+            store_aliases(i);
         enum dac_err e = index_recycle(&shm, ref, rule, clock_now_ns(), NS_PER_S / 2,
                                        &followers, &hits);
         if (e != DAC_OK && e != DAC_E_STATE && e != DAC_E_BUSY)
@@ -329,6 +452,37 @@ static inline void repair_every_bucket(void)
     }
 }
 
+/* Every alias can be had, and none twice. */
+static inline void claim_every_alias(void)
+{
+    struct join_request req = question(0);
+    struct alias_found found;
+    struct alias_key key;
+    struct join_result r;
+    uint32_t alias;
+
+    ck_assert_uint_eq(alias_used(&shm), 0);
+    ck_assert_int_eq(index_join(&shm, &req, &r), DAC_OK);
+    for (uint32_t i = 0; i < shm.hdr->alias_count; i++) {
+        key = name_of(1, i);
+        ck_assert_int_eq(alias_claim(&shm, &key, body_of(i), 1, NULL, &alias, &found),
+                         DAC_OK);
+        alias_bind(&shm, alias, r.ref);
+    }
+    key = name_of(2, 0);
+    ck_assert_int_eq(alias_claim(&shm, &key, body_of(0), 1, NULL, &alias, &found),
+                     DAC_E_FULL);
+    ck_assert_uint_eq(alias_used(&shm), shm.hdr->alias_count);
+    end_flight(&r.ref, &r.writer, FLIGHT_FAILED, clock_now_ns());
+    flight_drop_reader(&shm, r.ref.index);
+    atomic_store(&flight_at(&shm, r.ref.index)->stored, STORED_FAILED);
+    for (uint32_t i = 0; i < shm.hdr->alias_count; i++)
+        alias_set_stored(&shm, i);
+    ck_assert_uint_eq(alias_count_stored(&shm, r.ref.index), 0);
+    ck_assert_int_eq(recycle(r.ref), DAC_OK);
+    ck_assert_uint_eq(alias_used(&shm), 0);
+}
+
 /* All actors are dead and buried: everything can be put in order, and then nothing is
  * held by anybody. */
 static inline void assert_nothing_leaked(void)
@@ -340,6 +494,7 @@ static inline void assert_nothing_leaked(void)
     for (int i = 0; i < 3; i++)
         recorder_step(RECYCLE_PRESSURE);
     repair_every_bucket();
+    claim_every_alias();
     assert_all_valid();
     ck_assert_uint_eq(flights_in_use(), 0);
     ck_assert_uint_eq(blocks_in_use(), 0);

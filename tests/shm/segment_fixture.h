@@ -100,6 +100,26 @@ static inline struct join_request question(uint32_t n)
     return req;
 }
 
+/* Name number `n` of an organisation. */
+static inline struct alias_key name_of(uint32_t org, uint32_t n)
+{
+    struct alias_key key = {.org = {(uint8_t)(org + 1)}};
+
+    memcpy(key.key, &n, sizeof(n));
+    key.key[31] = 9;
+    return key;
+}
+
+/* What is asked under a name, where the test does not say anything else. */
+static inline const uint8_t *body_of(uint32_t n)
+{
+    static _Thread_local uint8_t body[32];
+
+    memcpy(body, &n, sizeof(n));
+    body[31] = 7;
+    return body;
+}
+
 /* What an owner does at the end of a flight. */
 static inline void end_flight(const struct flight_ref *ref, struct blocklog_writer *w,
                               enum flight_state state, uint64_t now_ns)

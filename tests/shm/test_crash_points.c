@@ -11,9 +11,10 @@
 
 #ifdef DAC_CRASHPOINTS
 
-#define POINTS_MAX 100
-#define NAME_MAX_  48
-#define BROKEN_KEY 9u
+#define POINTS_MAX  120
+#define NAME_MAX_   48
+#define BROKEN_KEY  9u
+#define BROKEN_NAME 6u
 
 static char points[POINTS_MAX][NAME_MAX_];
 static size_t point_count;
@@ -56,7 +57,7 @@ static struct join_result mine[3]; /* flights of this process: keys 0, 1, 2 */
 
 static void setup(void)
 {
-    fixture_open(24);
+    fixture_open(64);
     pacer_set_limits(&shm, 0, 1e6, 1000, FIXTURE_CONCURRENCY);
 }
 
@@ -73,7 +74,7 @@ static void ask(uint32_t key, struct join_result *r)
 }
 
 /* A process that dies with the lock of BROKEN_KEY's bucket, and with two flights, one of
- * them ended and not stored. */
+ * them ended and not stored, with a name that is half bound to it. */
 static void leave_something_to_repair(void)
 {
     uint32_t slot = new_worker();
@@ -82,11 +83,18 @@ static void leave_something_to_repair(void)
     if (pid == 0) {
         struct join_result r;
         struct join_request req = question(7);
+        struct alias_key key = name_of(0, BROKEN_NAME);
+        struct alias_found found;
+        uint32_t alias;
         must(index_join(&shm, &req, &r), "not joined", 7);
         must(blocklog_append(&shm, &r.writer, RECORD_REQUEST, "{}", 2), "no log", 7);
         must(flight_advance(&shm, r.ref, FLIGHT_QUEUED), "not queued", 7);
         req = question(8);
         must(index_join(&shm, &req, &r), "not joined", 8);
+        must(alias_claim(&shm, &key, body_of(BROKEN_NAME), 1, NULL, &alias, &found),
+             "not claimed", 8);
+        atomic_store(&alias_at(&shm, alias)->target, alias_use(r.ref));
+        alias_push(&shm, alias, r.ref); /* and no word of it */
         finish(&r, TURN_FAILED);
         pthread_mutex_lock(&shm.buckets[BROKEN_KEY].lock);
         raise(SIGKILL);
@@ -111,6 +119,63 @@ static void begin(void)
 
 /* --- who dies ----------------------------------------------------------------------- */
 
+/* Binds a name to a flight that it leads, in the place of what the name has; NULL: it
+ * gives the name back. */
+static void rebind(uint32_t n, const struct flight_ref *replace, bool drop)
+{
+    struct alias_key key = name_of(0, n);
+    struct join_request req = private_question(n);
+    struct alias_found found;
+    struct join_result r;
+    unsigned seed = n;
+    uint32_t alias;
+    enum dac_err e;
+
+    while ((e = alias_claim(&shm, &key, body_of(n), 1, replace, &alias, &found)) ==
+           DAC_E_BUSY)
+        ;
+    if (e == DAC_E_EXISTS)
+        return;
+    must(e, "name not claimed", n);
+    if (drop) {
+        alias_drop(&shm, alias);
+        return;
+    }
+    while ((e = index_join(&shm, &req, &r)) == DAC_E_BUSY)
+        ;
+    must(e, "not led", n);
+    alias_bind(&shm, alias, r.ref);
+    atomic_fetch_or(&flight_at(&shm, r.ref.index)->readers, UINT64_C(1) << me);
+    actor_lead(&r, &seed);
+}
+
+/* Names: one is bound, one is given back and asked for again, one is half bound by a dead
+ * process and passes on to another flight. */
+static void name_scene(void)
+{
+    struct alias_key broken = name_of(0, BROKEN_NAME), dropped = name_of(0, 2);
+    struct alias_found found;
+    enum dac_err e;
+
+    for (int round = 0; round < 3; round++) {
+        rebind((uint32_t)round, NULL, false);
+        rebind(3, NULL, true);
+        rebind(4, NULL, true);
+    }
+    while ((e = alias_find(&shm, &dropped, &found)) == DAC_E_BUSY)
+        ;
+    while ((e = alias_find(&shm, &broken, &found)) == DAC_E_BUSY)
+        ;
+    must(e, "a name is lost", BROKEN_NAME);
+    for (int round = 0; round < 3; round++) {
+        struct flight_ref last = found.ref;
+        rebind(BROKEN_NAME, &last, false);
+        while ((e = alias_find(&shm, &broken, &found)) == DAC_E_BUSY)
+            ;
+        must(e, "a name is lost", BROKEN_NAME);
+    }
+}
+
 /* Follows what runs, leads what nobody leads, over broken and over sound buckets. This
  * process reads along, so that there is somebody to wake. */
 static void worker_scene(void)
@@ -134,6 +199,7 @@ static void worker_scene(void)
             actor_follow(&r, &seed);
         }
     }
+    name_scene();
     struct flight_ref spare; /* a claim that is given back */
     must(flight_claim(&shm, &spare), "not claimed", 0);
     flight_unclaim(&shm, spare);
@@ -163,6 +229,40 @@ static void act(bool recorder, const char *point, unsigned pass, bool stop)
 
 /* --- who lives on ------------------------------------------------------------------- */
 
+/* Whatever the other one left of a name: it is bound or free, and a living process binds
+ * it once. */
+static void go_on_by_name(bool busy_allowed)
+{
+    for (uint32_t n = 0; n < ACTOR_NAMES; n++) {
+        struct alias_key key = name_of(0, n);
+        struct alias_found found;
+        struct join_result r;
+        uint32_t alias;
+        enum dac_err e = alias_claim(&shm, &key, body_of(n), 1, NULL, &alias, &found);
+
+        if (e == DAC_E_BUSY && busy_allowed)
+            continue;
+        if (e == DAC_E_EXISTS) {
+            ck_assert(alias_use_lasts(&shm, alias_use(found.ref)));
+            ck_assert_int_eq(memcmp(found.body, body_of(n), 32), 0);
+            continue;
+        }
+        ck_assert_int_eq(e, DAC_OK);
+        struct join_request req = private_question(n);
+        e = index_join(&shm, &req, &r);
+        if (e != DAC_OK) {
+            ck_assert(e == DAC_E_BUSY && busy_allowed);
+            alias_drop(&shm, alias);
+            continue;
+        }
+        alias_bind(&shm, alias, r.ref);
+        finish(&r, TURN_FAILED);
+        flight_drop_reader(&shm, r.ref.index);
+        ck_assert_int_eq(alias_claim(&shm, &key, body_of(n), 1, NULL, &alias, &found),
+                         DAC_E_EXISTS);
+    }
+}
+
 /* All keys can be asked for, whatever the other one left; `busy_allowed`: it may stand
  * stopped with a lock. */
 static void go_on(bool busy_allowed)
@@ -181,6 +281,7 @@ static void go_on(bool busy_allowed)
             finish(&r, TURN_FAILED);
         flight_drop_reader(&shm, r.ref.index);
     }
+    go_on_by_name(busy_allowed);
     for (uint32_t key = 0; key < 12 && !busy_allowed; key++)
         ck_assert_msg(index_valid(&shm, key, why, sizeof(why)), "bucket %u: %s", key,
                       why);

@@ -25,10 +25,12 @@ static struct actor actors[WORKERS + 1];
 static void setup(void)
 {
     fixture_open(24);
+    open_ledger();
 }
 
 static void teardown(void)
 {
+    close_ledger();
     fixture_close();
 }
 
@@ -66,6 +68,8 @@ static void check_live(void)
 
     for (uint32_t i = 0; i < shm.hdr->flight_count; i++)
         ck_assert_msg(flight_valid(&shm, i, false, why, sizeof(why)), "%s", why);
+    for (uint32_t i = 0; i < shm.hdr->alias_count; i++)
+        ck_assert_msg(alias_valid(&shm, i, false, why, sizeof(why)), "%s", why);
     ck_assert_msg(pacer_valid(&shm, 0, false, why, sizeof(why)), "%s", why);
     for (uint32_t i = 0; i < SHM_SLOTS; i++)
         ck_assert_msg(slot_valid(&shm, i, why, sizeof(why)), "%s", why);
@@ -103,13 +107,15 @@ START_TEST(random_kills_leak_nothing)
         kill_actor(&actors[i]);
     fprintf(stderr,
             "%u kills: %u flights orphaned, %u claims freed, %u permits, %u at a lock; "
-            "%llu questions, %llu locks repaired\n",
+            "%llu questions, %llu names bound, %llu locks repaired\n",
             kills, sum.orphaned, sum.freed, sum.permits, locks,
             (unsigned long long)shm_counter_sum(&shm, SHM_C_requests),
+            (unsigned long long)shm_counter_sum(&shm, SHM_C_idempotency_keys_bound),
             (unsigned long long)shm_counter_sum(&shm, SHM_C_lock_recoveries));
     ck_assert_uint_ge(kills, KILLS_LEAST);
     ck_assert_uint_gt(sum.orphaned + sum.permits, 0);
     ck_assert_uint_gt(shm_counter_sum(&shm, SHM_C_requests), kills);
+    ck_assert_uint_gt(shm_counter_sum(&shm, SHM_C_idempotency_keys_bound), kills);
     assert_nothing_leaked();
 }
 END_TEST

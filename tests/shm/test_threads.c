@@ -42,10 +42,12 @@ const char *__tsan_default_options(void)
 static void setup(void)
 {
     fixture_open(24);
+    open_ledger();
 }
 
 static void teardown(void)
 {
+    close_ledger();
     fixture_close();
 }
 
@@ -198,16 +200,13 @@ static void follow_or_take_over(struct join_result *r)
         wake_owner(&shm, r->ref.index);
 }
 
-/* Asks, or attaches to a flight by its turn's id. */
+/* Asks, by a name or without one. */
 static void mortal_step(void)
 {
-    struct join_request req = question(roll(&self->seed, ACTOR_KEYS));
     struct join_result r;
-    enum dac_err e;
+    enum dac_err e = actor_join(&r, &self->seed);
 
-    req.no_finished = roll(&self->seed, 2) == 0;
-    e = index_join(&shm, &req, &r);
-    if (e == DAC_E_BUSY || e == DAC_E_FULL) {
+    if (e == DAC_E_BUSY || e == DAC_E_FULL || e == DAC_E_EXISTS || e == DAC_E_NOT_FOUND) {
         look_around();
         return;
     }

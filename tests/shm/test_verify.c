@@ -60,7 +60,24 @@ static uint32_t flight_in(uint32_t n, enum flight_state state)
     return r.ref.index;
 }
 
-static uint32_t worker, claimed, streaming, done;
+static uint32_t worker, claimed, streaming, done, alias;
+
+static struct flight_ref use_of(uint32_t flight)
+{
+    return (struct flight_ref){.index = flight,
+                               .incarnation = flight_load(&shm, flight).incarnation};
+}
+
+static uint32_t name(uint32_t n, uint32_t flight)
+{
+    struct alias_key key = name_of(0, n);
+    struct alias_found found;
+    uint32_t at;
+
+    ck_assert_int_eq(alias_claim(&shm, &key, body_of(n), 1, NULL, &at, &found), DAC_OK);
+    alias_bind(&shm, at, use_of(flight));
+    return at;
+}
 
 /* Two workers, one of them the owner of a flight in each of several states. */
 static void setup(void)
@@ -75,12 +92,9 @@ static void setup(void)
     streaming = flight_in(2, FLIGHT_STREAMING);
     done = flight_in(3, FLIGHT_DONE);
     ck_assert_int_eq(
-        pacer_take(
-            &shm, 0,
-            (struct flight_ref){.index = streaming,
-                                .incarnation = flight_load(&shm, streaming).incarnation},
-            clock_now_ns(), &permit, &wait),
-        DAC_OK);
+        pacer_take(&shm, 0, use_of(streaming), clock_now_ns(), &permit, &wait), DAC_OK);
+    name(1, streaming);
+    alias = name(2, done);
     slot_recount(&shm);
 }
 
@@ -120,16 +134,19 @@ START_TEST(a_chain_whose_lock_was_held_is_mended)
     int status;
 
     ck_assert_int_ge(pid, 0);
+    ck_assert_uint_eq(atomic_load(&alias_at(&shm, alias)->bucket), bucket + 1);
     if (pid == 0) {
         if (pthread_mutex_lock(&shm.buckets[bucket].lock) == 0)
             atomic_store(&shm.buckets[bucket].head, 0);
+        atomic_store(&shm.buckets[bucket].aliases, 0);
         raise(SIGKILL);
     }
     ck_assert_int_eq(waitpid(pid, &status, 0), pid);
     assert_clean(true); /* the next holder's to mend */
     look(false, 0);
-    ck_assert_uint_eq(seen_count, 1);
+    ck_assert_uint_eq(seen_count, 2); /* of flights, and of aliases */
     ck_assert_str_eq(seen[0].object, "bucket");
+    ck_assert_str_eq(seen[1].object, "alias");
     ck_assert_uint_eq(verify_settle(&shm).locks, 1);
     assert_clean(false);
 }
@@ -293,6 +310,92 @@ static void sample_of_nobody(void)
     atomic_store(&shm.samples[5].seq, 900);
 }
 
+static uint32_t alias_bucket(void)
+{
+    return atomic_load(&alias_at(&shm, alias)->bucket) - 1;
+}
+
+static void alias_of_no_flight(void)
+{
+    atomic_store(&alias_at(&shm, alias)->word, UINT64_C(5000) << 32);
+}
+
+static void alias_of_no_slot(void)
+{
+    atomic_store(&alias_at(&shm, alias)->word, ALIAS_BEING_BOUND | UINT64_C(77) << 32);
+}
+
+static void alias_in_no_bucket(void)
+{
+    atomic_store(&alias_at(&shm, alias)->bucket, shm.hdr->bucket_count + 1);
+}
+
+static void alias_stored_unknown(void)
+{
+    atomic_store(&alias_at(&shm, alias)->stored, 7);
+}
+
+static void alias_not_listed(void)
+{
+    atomic_store(&flight_at(&shm, done)->aliases, 0);
+}
+
+static void alias_of_other_key(void)
+{
+    alias_at(&shm, alias)->key[0] ^= 1;
+}
+
+static void alias_free_in_a_chain(void)
+{
+    atomic_store(&alias_at(&shm, alias)->word, 0);
+}
+
+static void alias_not_chained(void)
+{
+    atomic_store(&shm.buckets[alias_bucket()].aliases, 0);
+}
+
+static void alias_chain_wild(void)
+{
+    atomic_store(&alias_at(&shm, alias)->next, 70000);
+}
+
+static void alias_chain_astray(void)
+{
+    atomic_store(&alias_at(&shm, alias)->next, 3000);
+}
+
+static void alias_chain_circle(void)
+{
+    atomic_store(&alias_at(&shm, alias)->next, alias + 1);
+}
+
+static void alias_listed_elsewhere(void)
+{
+    atomic_store(&alias_at(&shm, alias)->target, alias_use(use_of(streaming)));
+}
+
+static void alias_list_short(void)
+{
+    atomic_fetch_add(&flight_at(&shm, done)->aliases, UINT64_C(1) << 32);
+}
+
+static void alias_counted_twice(void)
+{
+    atomic_store(&flight_at(&shm, done)->aliases_stored, 1);
+}
+
+static void alias_unstored(void)
+{
+    atomic_store(&flight_at(&shm, done)->ended_ns, 1);
+    atomic_store(&flight_at(&shm, done)->stored, STORED_SQLITE);
+}
+
+static void alias_hint(void)
+{
+    atomic_store(&shm.hdr->aliases_used, 60);
+}
+
 static void hint(void)
 {
     atomic_store(&shm.hdr->flights_used, 60);
@@ -348,6 +451,27 @@ static const struct {
     {too_many_workers, "header", "29 workers are more than 28", true, false},
     {lock_lost, "bucket", "its lock can never be had again", true, false},
     {sample_of_nobody, "samples", "sample 5 has number 899", false, false},
+    {alias_of_no_flight, "alias", "bound to flight 4999, which does not exist", true,
+     false},
+    {alias_of_no_slot, "alias", "slot 76 is binding it, which does not exist", true,
+     false},
+    {alias_in_no_bucket, "alias", "its bucket does not exist", true, false},
+    {alias_stored_unknown, "alias", "stored is 7, which does not exist", true, false},
+    {alias_not_listed, "alias", "whose list does not lead to it", false, false},
+    {alias_of_other_key, "alias", "its key belongs in", false, false},
+    {alias_free_in_a_chain, "alias", "it is free but in the chain of", false, false},
+    {alias_not_chained, "alias", "but is not in its chain of aliases", false, false},
+    {alias_chain_wild, "bucket", "it links to alias 69999, which does not", false, false},
+    {alias_chain_astray, "bucket", "alias 2999 is in its chain but says", false, false},
+    {alias_chain_circle, "bucket", "its chain of aliases is a circle", false, false},
+    {alias_listed_elsewhere, "flight", "is on its list but belongs to another use", false,
+     false},
+    {alias_list_short, "flight", "does not have the 2 aliases that it counts", false,
+     false},
+    {alias_counted_twice, "flight", "1 of its aliases are said to be stored, 0 are",
+     false, false},
+    {alias_unstored, "flight", "0 of its 1 aliases are stored", false, true},
+    {alias_hint, "header", "60 aliases are said to be in use, 2 are", false, true},
     {hint, "header", "60 flights are said to be in use, 3 are", false, true},
     {unstored, "flight", "it ended more than 30 s ago and is not stored", false, true},
     {orphan, "flight", "nobody took it over", false, true},

@@ -304,6 +304,43 @@ END_TEST
 
 /* --- abandoning --------------------------------------------------------------------- */
 
+/* Who knows the use joins it, whatever newcomers with its key become. */
+static const struct {
+    enum flight_state state;
+    uint32_t requests;
+    enum join_role want;
+} followed[] = {
+    {FLIGHT_CLAIMED, 0, JOIN_FOLLOWER},
+    {FLIGHT_STREAMING, 0, JOIN_FOLLOWER},
+    {FLIGHT_STREAMING, FLIGHT_ASK_CANCEL, JOIN_FOLLOWER},
+    {FLIGHT_ORPHANED, FLIGHT_CLOSED, JOIN_FOLLOWER},
+    {FLIGHT_DONE, 0, JOIN_HIT},
+    {FLIGHT_CANCELLED, 0, JOIN_HIT},
+    {FLIGHT_FAILED, FLIGHT_CLOSED, JOIN_FAILURE},
+};
+
+START_TEST(use_is_followed_as_it_is)
+{
+    struct join_result r = lead(13);
+    struct flight_ref other = {.index = r.ref.index,
+                               .incarnation = r.ref.incarnation + 1};
+    uint64_t grace = atomic_load(&flight_of(&r)->abandon_grace_ns);
+    enum join_role role, want = followed[_i].want;
+
+    force(&r, followed[_i].state);
+    atomic_store(&flight_of(&r)->requests, followed[_i].requests);
+    shm.self = b;
+    ck_assert_int_eq(index_follow(&shm, other, 0, &role), DAC_E_NOT_FOUND);
+    ck_assert(!reads(b, &r));
+    ck_assert_int_eq(index_follow(&shm, r.ref, grace + 5, &role), DAC_OK);
+    ck_assert_int_eq(role, want);
+    ck_assert(reads(b, &r));
+    ck_assert_uint_eq(atomic_load(&flight_of(&r)->followers), want == JOIN_FOLLOWER);
+    ck_assert_uint_eq(atomic_load(&flight_of(&r)->hits), want == JOIN_HIT);
+    ck_assert_uint_eq(atomic_load(&flight_of(&r)->abandon_grace_ns), grace + 5);
+}
+END_TEST
+
 START_TEST(abandoned_only_without_readers)
 {
     struct join_result r = lead(4);
@@ -632,6 +669,7 @@ int main(void)
     tcase_add_loop_test(t, any_link_can_leave, 0, 4);
     tcase_add_test(t, full_table_refuses_and_joins_still_work);
     tcase_add_test(t, turn_is_found_and_attached);
+    tcase_add_loop_test(t, use_is_followed_as_it_is, 0, DAC_ARRAY_LEN(followed));
     tcase_add_test(t, abandoned_only_without_readers);
     tcase_add_loop_test(t, recycled_by_the_rules, 0, DAC_ARRAY_LEN(recycles));
     tcase_add_test(t, unlinked_and_not_freed_is_freed_later);
