@@ -1,6 +1,7 @@
 /*
- * See spool.h. The file, its queue, and draining it; what is kept of threads is in
- * spool_keep.c, the idempotency keys are in spool_alias.c. Runs in the recorder.
+ * See spool.h. The file and what goes into its queue; what comes out is in spool_drain.c,
+ * what is kept of threads in spool_keep.c, the idempotency keys are in spool_alias.c.
+ * Runs in the recorder.
  */
 #include "store/spool.h"
 
@@ -109,23 +110,17 @@ static const char *const spool_sql[S_N] = {
     [S_ALIAS_COUNT] = "SELECT count(*) FROM spool_aliases",
 };
 
-static const char *const kind_names[] = {[STORE_THREAD] = "thread",
-                                         [STORE_TURN] = "turn",
-                                         [STORE_COUNTS] = "counts",
-                                         [STORE_TITLE] = "title",
-                                         [STORE_DELETE] = "delete"};
-
 _Static_assert(STORE_TURN == 1 && STORE_REJECTED == 5, "S_NEXT and S_FORGET say so");
 
 /* --- failures ----------------------------------------------------------------------- */
 
-static enum dac_err fail(struct spool *sp, int rc, const char *what)
+enum dac_err spool_fail(struct spool *sp, int rc, const char *what)
 {
     return sqlite_explain(sp->db, sp->path, rc, what, sp->error, sizeof sp->error);
 }
 
 /* To a store a damaged file is one failure of many; here it is replaced. */
-static enum dac_err store_failed(struct spool *sp, enum dac_err e)
+enum dac_err spool_store_failed(struct spool *sp, enum dac_err e)
 {
     enum dac_err latest = sqlite_map(sqlite3_errcode(sp->db));
 
@@ -165,16 +160,6 @@ const struct id *spool_thread_of(const struct store_row *row)
     return NULL;
 }
 
-static const struct id *id_of(const struct store_row *row)
-{
-    return rejected_id(row);
-}
-
-static const char *org_of(const struct store_row *row)
-{
-    return rejected_org(row);
-}
-
 static int enqueue(struct spool *sp, const struct store_row *row, int64_t now_us)
 {
     static const struct id none = {{0}};
@@ -198,9 +183,10 @@ static int enqueue(struct spool *sp, const struct store_row *row, int64_t now_us
     } else if (row->kind == STORE_ALIAS) {
         at_us = row->u.alias.created_us;
     }
-    bad = sqlite3_bind_int(s, 1, (int)row->kind) | sqlite_bind_id(s, 2, id_of(row)) |
+    bad = sqlite3_bind_int(s, 1, (int)row->kind) |
+          sqlite_bind_id(s, 2, rejected_id(row)) |
           sqlite_bind_id(s, 3, thread ? thread : &none) |
-          sqlite_bind_str(s, 4, org_of(row)) | sqlite3_bind_int64(s, 6, at_us) |
+          sqlite_bind_str(s, 4, rejected_org(row)) | sqlite3_bind_int64(s, 6, at_us) |
           sqlite3_bind_int64(s, 9, now_us);
     if (title)
         bad |= sqlite_bind_text(s, 5, title);
@@ -247,23 +233,24 @@ static enum dac_err put_row(struct spool *sp, struct store_row *row, int64_t now
 
     if (row->kind == STORE_ALIAS) {
         rc = spool_alias_put(sp, row);
-        return rc == SQLITE_OK ? DAC_OK
-                               : fail(sp, rc, "could not spool an idempotency key in");
+        return rc == SQLITE_OK
+                   ? DAC_OK
+                   : spool_fail(sp, rc, "could not spool an idempotency key in");
     }
     if (row->kind == STORE_TURN && thread && !id_is_zero(thread))
         rc = make_placeholder(sp, &row->u.turn);
     if (rc != SQLITE_OK)
-        return fail(sp, rc, "could not spool a turn in");
+        return spool_fail(sp, rc, "could not spool a turn in");
     e = sqlite_writer_put(sp->st, row);
     if (e != DAC_OK)
-        return store_failed(sp, e);
+        return spool_store_failed(sp, e);
     if (row->result == DAC_E_NOT_FOUND && row->kind != STORE_TURN) {
         row->result = DAC_OK;
         return DAC_OK;
     }
     if (row->result == DAC_OK && thread && !id_is_zero(thread))
         rc = touch(sp, thread, row->kind == STORE_THREAD ? 2 : 0, now_us);
-    return rc == SQLITE_OK ? DAC_OK : fail(sp, rc, "could not spool in");
+    return rc == SQLITE_OK ? DAC_OK : spool_fail(sp, rc, "could not spool in");
 }
 
 /* What was refused here is set aside, here and, once it is there, in PostgreSQL. */
@@ -277,13 +264,13 @@ static enum dac_err reject(struct spool *sp, const struct store_row *row, int64_
     enum dac_err e = sqlite_writer_set_aside(sp->st, row);
 
     if (e != DAC_OK)
-        return store_failed(sp, e);
+        return spool_store_failed(sp, e);
     int rc = enqueue(sp, &aside, now_us);
 
-    return rc == SQLITE_OK ? DAC_OK : fail(sp, rc, "could not spool in");
+    return rc == SQLITE_OK ? DAC_OK : spool_fail(sp, rc, "could not spool in");
 }
 
-static void give_up(struct spool *sp)
+void spool_give_up(struct spool *sp)
 {
     sqlite_writer_rollback(sp->st);
     (void)spool_alias_recount(sp);
@@ -296,7 +283,7 @@ enum dac_err spool_put_rows(struct spool *sp, struct store_row *rows, size_t n,
     enum dac_err e = sqlite_writer_begin(sp->st);
 
     if (e != DAC_OK)
-        return store_failed(sp, e);
+        return spool_store_failed(sp, e);
     for (size_t i = 0; e == DAC_OK && i < n; i++) {
         if (rows[i].result != DAC_OK) {
             if (queued && rejected_wanted(&rows[i]))
@@ -316,15 +303,15 @@ enum dac_err spool_put_rows(struct spool *sp, struct store_row *rows, size_t n,
         }
         int rc = enqueue(sp, &rows[i], now_us);
         if (rc != SQLITE_OK)
-            e = fail(sp, rc, "could not spool in");
+            e = spool_fail(sp, rc, "could not spool in");
     }
     if (e == DAC_OK) {
         e = sqlite_writer_commit(sp->st);
         if (e != DAC_OK)
-            e = store_failed(sp, e);
+            e = spool_store_failed(sp, e);
     }
     if (e != DAC_OK)
-        give_up(sp);
+        spool_give_up(sp);
     return e;
 }
 
@@ -343,7 +330,7 @@ int spool_read_number(struct spool *sp, int which, int64_t *first, int64_t *seco
     return rc;
 }
 
-static int recount(struct spool *sp)
+int spool_recount(struct spool *sp)
 {
     int64_t rows = 0, oldest = 0;
     int rc = spool_read_number(sp, S_COUNT, &rows, &oldest);
@@ -387,245 +374,6 @@ enum dac_err spool_put(struct spool *sp, struct store_row *rows, size_t n)
         sp->oldest_us = clock_wall_us();
     sp->loose = true;
     return DAC_OK;
-}
-
-/* --- draining ----------------------------------------------------------------------- */
-
-static bool copy_text(struct spool_batch *b, sqlite3_stmt *s, int i,
-                      struct store_text *out)
-{
-    *out = (struct store_text){0};
-    if (sqlite3_column_type(s, i) == SQLITE_NULL)
-        return true;
-    const unsigned char *text = sqlite3_column_text(s, i);
-    size_t n = (size_t)sqlite3_column_bytes(s, i);
-
-    out->s = text ? arena_copy(&b->texts, text, n) : NULL;
-    out->n = n;
-    return out->s != NULL;
-}
-
-static bool copy_word(struct spool_batch *b, sqlite3_stmt *s, int i, const char **out)
-{
-    struct store_text text;
-    bool ok = copy_text(b, s, i, &text);
-
-    *out = text.s;
-    return ok;
-}
-
-static double column_real(sqlite3_stmt *s, int i)
-{
-    return sqlite3_column_type(s, i) == SQLITE_NULL ? -1 : sqlite3_column_double(s, i);
-}
-
-static int64_t column_count(sqlite3_stmt *s, int i)
-{
-    return sqlite3_column_type(s, i) == SQLITE_NULL ? -1 : sqlite3_column_int64(s, i);
-}
-
-static bool copy_digest(sqlite3_stmt *s, int i, uint8_t out[32])
-{
-    const void *digest = sqlite3_column_blob(s, i);
-
-    if (!digest || sqlite3_column_bytes(s, i) != 32)
-        return false;
-    memcpy(out, digest, 32);
-    return true;
-}
-
-static enum dac_err take_turn(struct spool_batch *b, sqlite3_stmt *s, const char *org,
-                              struct store_turn *t)
-{
-    if (!copy_digest(s, 22, t->key_digest) || !sqlite_read_id(s, 2, &t->id) ||
-        !sqlite_read_id(s, 3, &t->thread_id) ||
-        !sqlite_read_time(s, 23, &t->created_us) ||
-        !sqlite_read_time(s, 24, &t->finished_us) ||
-        !sqlite_read_id(s, 25, &t->user_message_id) ||
-        !sqlite_read_id(s, 27, &t->assistant_message_id))
-        return DAC_E_CORRUPT;
-    t->org = org;
-    t->ttft_ms = column_real(s, 14);
-    t->latency_ms = column_real(s, 15);
-    t->queue_wait_ms = column_real(s, 16);
-    t->prompt_tokens = column_count(s, 17);
-    t->completion_tokens = column_count(s, 18);
-    t->followers = sqlite3_column_int64(s, 19);
-    t->hits = sqlite3_column_int64(s, 20);
-    t->generation = sqlite3_column_int(s, 21);
-    bool ok = copy_word(b, s, 9, &t->provider) && copy_word(b, s, 10, &t->model) &&
-              copy_word(b, s, 11, &t->status) && copy_word(b, s, 12, &t->finish_reason) &&
-              copy_word(b, s, 13, &t->error_code) &&
-              copy_text(b, s, 26, &t->user_content) &&
-              copy_text(b, s, 28, &t->assistant_content) &&
-              copy_text(b, s, 29, &t->citations) && copy_text(b, s, 35, &t->tool_calls) &&
-              copy_word(b, s, 30, &t->fetcher);
-    return ok ? DAC_OK : DAC_E_NOMEM;
-}
-
-static enum dac_err take_rejected(struct spool_batch *b, sqlite3_stmt *s, const char *org,
-                                  const struct store_text *kind, struct store_rejected *j)
-{
-    *j = (struct store_rejected){
-        .kind = kind->s, .org = org, .at_us = sqlite3_column_int64(s, 6)};
-    if (!kind->s || !sqlite_read_id(s, 2, &j->id))
-        return DAC_E_CORRUPT;
-    if (!copy_word(b, s, 31, &j->reason) || !copy_text(b, s, 32, &j->data))
-        return DAC_E_NOMEM;
-    return j->reason ? DAC_OK : DAC_E_CORRUPT;
-}
-
-/* Fills in one row of the queue. DAC_E_CORRUPT: it cannot be what was put there. */
-static enum dac_err take_row(struct spool_batch *b, sqlite3_stmt *s,
-                             struct store_row *row)
-{
-    struct store_text title;
-    const char *org;
-    struct id thread;
-
-    memset(row, 0, sizeof *row);
-    if (!copy_word(b, s, 4, &org) || !copy_text(b, s, 5, &title))
-        return DAC_E_NOMEM;
-    if (!sqlite_read_id(s, 3, &thread))
-        return DAC_E_CORRUPT;
-    int kind = sqlite3_column_int(s, 1);
-
-    row->kind = (enum store_row_kind)kind;
-    switch (kind) {
-    case STORE_THREAD:
-        row->u.thread = (struct store_thread){.id = thread,
-                                              .org = org,
-                                              .title = title,
-                                              .created_us = sqlite3_column_int64(s, 6)};
-        return DAC_OK;
-    case STORE_TURN:
-        return take_turn(b, s, org, &row->u.turn);
-    case STORE_COUNTS:
-        row->u.counts.followers = sqlite3_column_int64(s, 7);
-        row->u.counts.hits = sqlite3_column_int64(s, 8);
-        return sqlite_read_id(s, 2, &row->u.counts.turn) ? DAC_OK : DAC_E_CORRUPT;
-    case STORE_TITLE:
-    case STORE_DELETE:
-        row->u.change = (struct store_change){.thread = thread,
-                                              .org = org,
-                                              .title = title,
-                                              .at_us = sqlite3_column_int64(s, 6)};
-        return DAC_OK;
-    case STORE_REJECTED:
-        return take_rejected(b, s, org, &title, &row->u.rejected);
-    case STORE_ALIAS:
-        row->u.alias.org = org;
-        row->u.alias.created_us = sqlite3_column_int64(s, 6);
-        return org && sqlite_read_id(s, 2, &row->u.alias.turn) &&
-                       copy_digest(s, 33, row->u.alias.key_digest) &&
-                       copy_digest(s, 34, row->u.alias.body_digest)
-                   ? DAC_OK
-                   : DAC_E_CORRUPT;
-    default:
-        return DAC_E_CORRUPT;
-    }
-}
-
-static size_t text_bytes(const struct store_row *row)
-{
-    if (row->kind == STORE_REJECTED)
-        return row->u.rejected.data.n;
-    if (row->kind != STORE_TURN)
-        return 0;
-    return row->u.turn.user_content.n + row->u.turn.assistant_content.n;
-}
-
-enum dac_err spool_next(struct spool *sp, size_t max, size_t bytes,
-                        struct spool_batch *out)
-{
-    sqlite3_stmt *s = sp->stmt[S_NEXT];
-    enum dac_err e = DAC_OK;
-    size_t sum = 0;
-    int rc = SQLITE_DONE;
-
-    memset(out, 0, sizeof *out);
-    out->rows = calloc(max, sizeof *out->rows);
-    if (!out->rows)
-        return DAC_E_NOMEM;
-    if (sqlite3_bind_int64(s, 1, (int64_t)max) != SQLITE_OK)
-        return DAC_E_NOMEM;
-    while (e == DAC_OK && out->n < max && sum < bytes &&
-           (rc = sqlite3_step(s)) == SQLITE_ROW) {
-        e = take_row(out, s, &out->rows[out->n]);
-        if (e == DAC_E_CORRUPT) {
-            log_error(0, "spool \"%s\": entry %lld of its queue is damaged; left out",
-                      sp->path, (long long)sqlite3_column_int64(s, 0));
-            out->last_seq = sqlite3_column_int64(s, 0);
-            e = DAC_OK;
-            continue;
-        }
-        out->last_seq = sqlite3_column_int64(s, 0);
-        if (e == DAC_OK)
-            sum += text_bytes(&out->rows[out->n++]);
-    }
-    sqlite3_reset(s);
-    if (e == DAC_OK && rc != SQLITE_ROW && rc != SQLITE_DONE)
-        e = fail(sp, rc, "could not read spool");
-    if (e == DAC_E_CORRUPT && (e = spool_renew(sp)) == DAC_OK) {
-        out->n = 0;
-        out->last_seq = 0;
-    }
-    if (e == DAC_OK && out->last_seq == 0) {
-        sp->rows = 0;
-        sp->oldest_us = 0;
-    }
-    return e;
-}
-
-static int set_aside(struct spool *sp, const struct store_row *row)
-{
-    sqlite3_stmt *s = sp->stmt[S_REJECT];
-
-    if ((sqlite_bind_id(s, 1, id_of(row)) | sqlite_bind_str(s, 2, kind_names[row->kind]) |
-         sqlite_bind_str(s, 3, org_of(row)) | sqlite_bind_str(s, 4, row->why) |
-         sqlite_bind_time(s, 5, clock_wall_us())) != 0)
-        return SQLITE_NOMEM;
-    return spool_run(sp, S_REJECT);
-}
-
-enum dac_err spool_done(struct spool *sp, const struct spool_batch *batch)
-{
-    enum dac_err e = sqlite_writer_begin(sp->st);
-    int rc = SQLITE_OK;
-
-    if (e != DAC_OK)
-        return store_failed(sp, e);
-    for (size_t i = 0; rc == SQLITE_OK && i < batch->n; i++) {
-        const struct store_row *row = &batch->rows[i];
-        if (row->kind == STORE_ALIAS && row->result != DAC_OK)
-            rc = spool_alias_drop(sp, &row->u.alias);
-        else if (row->result == DAC_E_NOT_FOUND && row->kind != STORE_COUNTS)
-            rc = set_aside(sp, row);
-    }
-    if (rc == SQLITE_OK)
-        rc = sqlite3_bind_int64(sp->stmt[S_FORGET], 1, batch->last_seq);
-    if (rc == SQLITE_OK)
-        rc = spool_run(sp, S_FORGET);
-    if (rc == SQLITE_OK)
-        rc = sqlite3_bind_int64(sp->stmt[S_DONE], 1, batch->last_seq);
-    if (rc == SQLITE_OK)
-        rc = spool_run(sp, S_DONE);
-    if (rc == SQLITE_OK)
-        rc = recount(sp);
-    if (rc != SQLITE_OK)
-        e = fail(sp, rc, "could not take rows off spool");
-    else if ((e = sqlite_writer_commit(sp->st)) != DAC_OK)
-        e = store_failed(sp, e);
-    if (e != DAC_OK)
-        give_up(sp);
-    return e == DAC_E_CORRUPT ? spool_renew(sp) : e;
-}
-
-void spool_batch_free(struct spool_batch *batch)
-{
-    free(batch->rows);
-    arena_free(&batch->texts);
-    memset(batch, 0, sizeof *batch);
 }
 
 /* --- life --------------------------------------------------------------------------- */
@@ -685,7 +433,7 @@ static enum dac_err make_own(struct spool *sp, char *why, size_t n)
     if (rc == SQLITE_OK)
         rc = sqlite_prepare_all(sp->db, spool_sql, S_N, sp->stmt);
     if (rc == SQLITE_OK)
-        rc = recount(sp);
+        rc = spool_recount(sp);
     if (rc == SQLITE_OK)
         rc = spool_alias_recount(sp);
     if (rc == SQLITE_OK)

@@ -66,6 +66,14 @@ struct spool {
     char error[STORE_ERROR_SIZE];
 };
 
+/* Fills in spool_error(); what the code means. */
+enum dac_err spool_fail(struct spool *sp, int rc, const char *what);
+/* The same for a failure of the ordinary tables. */
+enum dac_err spool_store_failed(struct spool *sp, enum dac_err e);
+/* Ends a transaction that failed. */
+void spool_give_up(struct spool *sp);
+/* Counts what is queued. SQLite's code. */
+int spool_recount(struct spool *sp);
 /* Runs a statement to its end, and forgets what was bound. SQLite's code. */
 int spool_run(struct spool *sp, int which);
 /* One transaction; `queued`: for PostgreSQL, not only to be kept. */
