@@ -15,7 +15,6 @@ struct api {
     const struct config *config;
     struct flights *flights;
     struct store_reader *reader;
-    const char *store_kind; /* "postgres" or "sqlite" */
 };
 
 extern const struct http_route api_routes[];

@@ -52,11 +52,9 @@ static void on_turn(void *arg, enum dac_err e, const struct store_turn *t)
 {
     struct read *rd = arg;
     struct resume_from from = rd->from;
-    bool postgres = strcmp(rd->api->store_kind, "postgres") == 0;
     struct http_exchange *ex = read_done(rd);
     struct replay rp = {.dialect = &native_stream,
                         .turn = t,
-                        .stored = postgres ? STORED_POSTGRES : STORED_SQLITE,
                         .cache_status = "dac; hit; detail=store",
                         .from = &from};
 

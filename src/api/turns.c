@@ -8,6 +8,7 @@
 #include "api/native.h"
 #include "api/read.h"
 #include "api/routes.h"
+#include "flight/result.h"
 
 #define ANSWER_MAX (128u << 20)
 
@@ -59,7 +60,7 @@ static void put_figures(struct buf *b, const struct store_turn *t)
     buf_putc(b, '}');
 }
 
-static void put_stored_turn(struct buf *b, const struct store_turn *t, const char *kind)
+static void put_stored_turn(struct buf *b, const struct store_turn *t)
 {
     char id[ID_TEXT_SIZE];
 
@@ -90,7 +91,7 @@ static void put_stored_turn(struct buf *b, const struct store_turn *t, const cha
     buf_putc(b, '}');
     put_text(b, "finish_reason", t->finish_reason);
     put_figures(b, t);
-    put_text(b, "stored", kind);
+    put_text(b, "stored", flight_stored_name(turn_stored_at(t->place)));
     if (t->error_code) {
         buf_puts(b, ",\"error\":{\"code\":");
         json_put_string(b, t->error_code, strlen(t->error_code));
@@ -102,7 +103,6 @@ static void put_stored_turn(struct buf *b, const struct store_turn *t, const cha
 static void on_turn(void *arg, enum dac_err e, const struct store_turn *t)
 {
     struct read *rd = arg;
-    struct api *api = rd->api;
     bool cancel = rd->cancel;
     struct http_exchange *ex = read_done(rd);
     struct buf b = BUF_INIT(ANSWER_MAX);
@@ -116,7 +116,7 @@ static void on_turn(void *arg, enum dac_err e, const struct store_turn *t)
         id_format(&t->id, id);
         buf_printf(&b, "{\"turn_id\":\"%s\",\"status\":\"%s\"}", id, t->status);
     } else {
-        put_stored_turn(&b, t, api->store_kind);
+        put_stored_turn(&b, t);
     }
     native_respond(ex, 200, &b);
 }

@@ -285,10 +285,8 @@ static void on_turn(void *arg, enum dac_err e, const struct store_turn *t)
 {
     struct keyed *k = arg;
     struct http_exchange *ex = k->member->ex;
-    bool postgres = k->fl->config->postgres != NULL;
     struct replay rp = {.dialect = k->ask.dialect,
                         .turn = t,
-                        .stored = postgres ? STORED_POSTGRES : STORED_SQLITE,
                         .cache_status = MEMBER_HIT_BY_KEY,
                         .include_usage = k->ask.include_usage};
 

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "flight/result.h"
 #include "http/problem.h"
 
 #define REPLAY_MAX (128u << 20)
@@ -24,7 +25,7 @@ static void make_view(const struct replay *rp, struct turn_view *v)
                             .timing = {t->ttft_ms, t->latency_ms, t->queue_wait_ms},
                             .usage = {t->prompt_tokens, t->completion_tokens, -1},
                             .end = {.http_status = 502},
-                            .stored = rp->stored};
+                            .stored = turn_stored_at(rp->turn->place)};
     id_format(&t->id, v->turn_id);
     if (t->prompt_tokens >= 0 && t->completion_tokens >= 0)
         v->usage.total_tokens = t->prompt_tokens + t->completion_tokens;

@@ -11,7 +11,6 @@
 struct replay {
     const struct dialect *dialect;
     const struct store_turn *turn;
-    enum flight_stored stored;
     const char *cache_status;       /* value of that header; NULL: none */
     const struct resume_from *from; /* of a stream that goes on; NULL: the whole */
     bool include_usage;

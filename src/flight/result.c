@@ -262,3 +262,12 @@ struct turn_timing turn_timing(const struct shm *shm, uint32_t flight)
                        atomic_load_explicit(&f->fetch_ns, memory_order_relaxed)),
     };
 }
+
+enum flight_stored turn_stored_at(enum store_place place)
+{
+    static const enum flight_stored words[] = {[STORE_IN_SQLITE] = STORED_SQLITE,
+                                               [STORE_IN_POSTGRES] = STORED_POSTGRES,
+                                               [STORE_IN_SPOOL] = STORED_SPOOL};
+
+    return words[place];
+}

@@ -7,6 +7,8 @@
 
 #include "flight/request.h"
 #include "shm/blocklog.h"
+#include "shm/flight.h"
+#include "store/store.h"
 
 struct turn_result {
     bool has_request;
@@ -37,5 +39,8 @@ struct turn_timing {
     double queue_wait_ms; /* in the pacer's queue */
 };
 struct turn_timing turn_timing(const struct shm *shm, uint32_t flight);
+
+/* How a flight calls the place in which the store has something. */
+enum flight_stored turn_stored_at(enum store_place place);
 
 #endif

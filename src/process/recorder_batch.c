@@ -475,9 +475,6 @@ static void batch_lost(struct recorder *r, const char *why)
 /* What the store has said about one flight, before the world hears it. */
 static void settle(struct outcome *o)
 {
-    static const enum flight_stored words[] = {[STORE_IN_SQLITE] = STORED_SQLITE,
-                                               [STORE_IN_POSTGRES] = STORED_POSTGRES,
-                                               [STORE_IN_SPOOL] = STORED_SPOOL};
     bool ok = o->row && o->row->result == DAC_OK;
     const char *why = o->row && !ok ? o->row->why : o->why;
 
@@ -487,7 +484,7 @@ static void settle(struct outcome *o)
     else if (o->row && o->row->kind == STORE_REJECTED)
         ok = false;
     if (ok)
-        o->stored = words[o->row->place];
+        o->stored = turn_stored_at(o->row->place);
     if (why)
         log_error(0, "flight %" PRIu32 " is not stored: %s", o->flight, why);
 }

@@ -283,8 +283,7 @@ static const char *make_parts(struct worker *w, char *why, size_t n)
     w->api = (struct api){.shm = w->shm,
                           .config = w->ctx->config,
                           .flights = w->flights,
-                          .reader = w->reader,
-                          .store_kind = cfg->postgres ? "postgres" : "sqlite"};
+                          .reader = w->reader};
     if (make_server(w) != DAC_OK)
         return "HTTP server";
     return make_events(w) == DAC_OK ? NULL : "events";

@@ -193,6 +193,8 @@ static void answered(struct store_query *q, enum dac_err e)
         for (size_t i = 0; q->rows.threads && i < q->rows.n; i++)
             q->rows.threads[i].org = q->org; /* what it had goes with the inner one */
         q->rows.turn.org = q->rows.alias.org = q->org;
+        if (q->state == IN_SPOOL)
+            q->rows.turn.place = is_queued(r, q) ? STORE_IN_SPOOL : STORE_IN_POSTGRES;
         finish(r, q, e);
     } else if (q->state == IN_POSTGRES && spool_knows(r, q)) {
         ask(r, q, IN_SPOOL);

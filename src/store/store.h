@@ -39,6 +39,9 @@ struct store_options {
     void *arg;
 };
 
+/* Where something stored is. */
+enum store_place { STORE_IN_SQLITE, STORE_IN_POSTGRES, STORE_IN_SPOOL };
+
 struct store_text {
     const char *s; /* NULL: SQL NULL */
     size_t n;
@@ -80,6 +83,7 @@ struct store_turn {
     struct store_text assistant_content; /* s NULL: no assistant message is stored */
     struct store_text citations;         /* JSON array or NULL */
     struct store_text tool_calls;        /* the same; of an assistant message */
+    enum store_place place;              /* the safest one it is in (reading only) */
 };
 
 struct store_message {
@@ -143,9 +147,6 @@ enum store_row_kind {
 };
 
 #define STORE_WHY_SIZE 192
-
-/* Where a stored row is. */
-enum store_place { STORE_IN_SQLITE, STORE_IN_POSTGRES, STORE_IN_SPOOL };
 
 struct store_row {
     enum store_row_kind kind;
