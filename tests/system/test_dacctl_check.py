@@ -26,13 +26,16 @@ class Segment:
         with open(f"/dev/shm/{dac.name}", "r+b") as f:
             self.memory = mmap.mmap(f.fileno(), 0)
         sizes = struct.unpack_from("<8I", self.memory, 8)
-        self.flight_size, self.block_size = sizes[5], 16
-        (_, _, self.pacers, _, self.flights, _, self.blocks, _, _) = struct.unpack_from(
-            "<9Q", self.memory, 96
+        self.flight_size, self.alias_size, self.block_size = sizes[5], sizes[6], 16
+        (_, _, self.pacers, _, self.flights, self.aliases, _, self.blocks, _, _) = struct.unpack_from(
+            "<10Q", self.memory, 104
         )
 
     def flight(self, n, field=0):
         return self.flights + n * self.flight_size + field
+
+    def alias(self, n):
+        return self.aliases + n * self.alias_size
 
     def block(self, n):
         return self.blocks + n * self.block_size
@@ -72,10 +75,11 @@ def bury(dac):
 
 
 async def some_flights(dac):
-    """A finished flight, and one that streams; returns the running stream."""
+    """A finished flight, and one that streams, each with a key; returns the running stream."""
     thread = await dac.thread()
-    await dac.ask_stream(thread, say("First kumquat?", tokens=3))
-    stream = await dac.open_ask(thread, say("Second kumquat?", tokens=9, barrier="go@3"))
+    first, second = {"Idempotency-Key": "first"}, {"Idempotency-Key": "second"}
+    await dac.ask_stream(thread, say("First kumquat?", tokens=3), headers=first)
+    stream = await dac.open_ask(thread, say("Second kumquat?", tokens=9, barrier="go@3"), second)
     await stream.until("delta")
     return stream
 
@@ -96,7 +100,8 @@ async def test_a_busy_instance_is_sound(dac):
         while not done.is_set():
             i += 1
             try:
-                await dac.ask_stream(thread, say(f"Kumquat {n} {i}?", tokens=4, gap_ms=2))
+                key = {"Idempotency-Key": f"{n // 2} {i}"} if i % 2 else None
+                await dac.ask_stream(thread, say(f"Kumquat {n // 2} {i}?", tokens=4, gap_ms=2), headers=key)
             except (OSError, AssertionError, EOFError):
                 await asyncio.sleep(0.05)
 
@@ -135,6 +140,7 @@ async def test_damage_of_a_dead_instance_is_named(dac):
     memory.write(memory.flight(done), memory.read(memory.flight(done)) | 0x7F << 56)
     memory.write(memory.flight(running, READERS_AT), 1 << 60)
     memory.write(memory.block(5000), 99999 << 32)
+    memory.write(memory.alias(1), 60000 << 32)
     memory.write(memory.permit(9), 60 << 56 | running << 32 | 77)
     code, report = check(dac)
     assert code == 1
@@ -143,6 +149,8 @@ async def test_damage_of_a_dead_instance_is_named(dac):
         f"flight {done}: its state 127 does not exist",
         f"flight {running}: slot 60 reads it, but no process is there",
         "block 5000: flight 99998 has it, which does not exist",
+        "alias 1: it is bound to flight 59999, which does not exist",
+        f"flight {running}: alias 1 is on its list but belongs to another use",
         f"provider 0: permit 9 is held for flight {running}, which slot 59 has left",
     ):
         assert want in said, said
