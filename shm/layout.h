@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #define SHM_MAGIC          UINT64_C(0x3153544847494c46) /* "FLIGHTS1" */
-#define SHM_LAYOUT_VERSION 8u
+#define SHM_LAYOUT_VERSION 9u
 #define SHM_SLOTS          64u
 #define SHM_NO_SLOT        UINT32_C(0xff)
 #define SHM_WORKERS_MAX    28u
@@ -61,6 +61,11 @@ typedef _Atomic uint32_t shm_u32;
     X(store_commits_500ms, "commits that took at most 500 ms")                           \
     X(store_commits_2s, "commits that took at most 2 s")                                 \
     X(store_commit_us, "microseconds that commits took, together")                       \
+    X(store_commits_1_row, "commits of one row")                                         \
+    X(store_commits_4_rows, "commits of at most 4 rows")                                 \
+    X(store_commits_16_rows, "commits of at most 16 rows")                               \
+    X(store_commits_64_rows, "commits of at most 64 rows")                               \
+    X(store_commits_256_rows, "commits of at most 256 rows")                             \
     X(store_rows, "rows committed, turns and others")                                    \
     X(store_spooled, "rows committed to the spool")                                      \
     X(store_reconnects, "connections to PostgreSQL after the first one")                 \

@@ -146,7 +146,7 @@ static void put_counters(struct buf *b, const struct shm *shm)
     char name[80];
     for (int i = 0; i < SHM_C_COUNT; i++) {
         enum shm_counter c = (enum shm_counter)i;
-        if (c >= SHM_C_store_commits_1ms && c <= SHM_C_store_commit_us)
+        if (c >= SHM_C_store_commits_1ms && c <= SHM_C_store_commits_256_rows)
             continue; /* put_store() has them */
         snprintf(name, sizeof name, "dac_%s_total", shm_counter_name(c));
         put_help(b, name, "counter", shm_counter_help(c));
@@ -173,28 +173,51 @@ static void put_flights(struct buf *b, const struct shm *shm)
               shm->hdr->alias_count);
 }
 
+/* What is at most `le` of its histogram. */
+struct bucket {
+    enum shm_counter c;
+    const char *le;
+};
+
+/* `sum` is counted in 1/`per` of the histogram's unit. The count of all is read last, so
+ * that it is not less than what is in a bucket. */
+static void put_histogram(struct buf *b, const struct shm *shm, const char *name,
+                          const char *help, const struct bucket *buckets, size_t n,
+                          enum shm_counter all, enum shm_counter sum, double per)
+{
+    put_help(b, name, "histogram", help);
+    for (size_t i = 0; i < n; i++)
+        buf_printf(b, "%s_bucket{le=\"%s\"} %llu\n", name, buckets[i].le,
+                   (unsigned long long)shm_counter_sum(shm, buckets[i].c));
+    unsigned long long count = shm_counter_sum(shm, all);
+
+    buf_printf(b, "%s_bucket{le=\"+Inf\"} %llu\n", name, count);
+    buf_printf(b, "%s_sum %.10g\n%s_count %llu\n", name,
+               (double)shm_counter_sum(shm, sum) / per, name, count);
+}
+
 static void put_store(struct buf *b, const struct shm *shm)
 {
-    static const struct {
-        enum shm_counter c;
-        const char *le;
-    } buckets[] = {{SHM_C_store_commits_1ms, "0.001"}, {SHM_C_store_commits_5ms, "0.005"},
-                   {SHM_C_store_commits_20ms, "0.02"}, {SHM_C_store_commits_100ms, "0.1"},
-                   {SHM_C_store_commits_500ms, "0.5"}, {SHM_C_store_commits_2s, "2"},
-                   {SHM_C_store_commits, "+Inf"}};
+    static const struct bucket seconds[] = {
+        {SHM_C_store_commits_1ms, "0.001"}, {SHM_C_store_commits_5ms, "0.005"},
+        {SHM_C_store_commits_20ms, "0.02"}, {SHM_C_store_commits_100ms, "0.1"},
+        {SHM_C_store_commits_500ms, "0.5"}, {SHM_C_store_commits_2s, "2"}};
+    static const struct bucket rows[] = {{SHM_C_store_commits_1_row, "1"},
+                                         {SHM_C_store_commits_4_rows, "4"},
+                                         {SHM_C_store_commits_16_rows, "16"},
+                                         {SHM_C_store_commits_64_rows, "64"},
+                                         {SHM_C_store_commits_256_rows, "256"}};
     const struct shm_store *s = &shm->hdr->store;
     uint64_t oldest = atomic_load(&s->spool_oldest_us);
     uint64_t now = (uint64_t)clock_wall_us();
 
-    put_help(b, "dac_store_commit_seconds", "histogram",
-             "what the recorder's commits took, to the database or to the spool");
-    for (size_t i = 0; i < DAC_ARRAY_LEN(buckets); i++)
-        buf_printf(b, "dac_store_commit_seconds_bucket{le=\"%s\"} %llu\n", buckets[i].le,
-                   (unsigned long long)shm_counter_sum(shm, buckets[i].c));
-    buf_printf(b,
-               "dac_store_commit_seconds_sum %.6f\ndac_store_commit_seconds_count %llu\n",
-               (double)shm_counter_sum(shm, SHM_C_store_commit_us) / 1e6,
-               (unsigned long long)shm_counter_sum(shm, SHM_C_store_commits));
+    put_histogram(b, shm, "dac_store_commit_seconds",
+                  "what the recorder's commits took, to the database or to the spool",
+                  seconds, DAC_ARRAY_LEN(seconds), SHM_C_store_commits,
+                  SHM_C_store_commit_us, 1e6);
+    put_histogram(b, shm, "dac_store_batch_rows",
+                  "rows of the recorder's commits, turns and others", rows,
+                  DAC_ARRAY_LEN(rows), SHM_C_store_commits, SHM_C_store_rows, 1);
     put_gauge(b, "dac_store_up", "1: the database takes turns; 0: they go to the spool",
               atomic_load(&s->up));
     put_gauge(b, "dac_spool_rows", "rows of the spool that the database has not got",

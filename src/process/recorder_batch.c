@@ -517,27 +517,42 @@ static void batch_stored(struct recorder *r)
     store_tidy(r->store);
 }
 
-/* By what it took, from giving the batch away to its callback. */
+/* One bucket of a histogram: what is at most that. */
+struct bucket {
+    enum shm_counter c;
+    uint64_t most;
+};
+
+/* The largest first, so that at no moment a bucket holds more than one that contains it.
+ */
+static void count_in(struct recorder *r, const struct bucket *buckets, size_t n,
+                     uint64_t value)
+{
+    while (n-- > 0 && value <= buckets[n].most)
+        shm_count(r->shm, buckets[n].c, 1);
+}
+
+/* What took it from being given away to its callback, and how many rows it had. */
 static void count_commit(struct recorder *r)
 {
-    static const struct {
-        enum shm_counter c;
-        uint64_t us;
-    } buckets[] = {
+    static const struct bucket by_us[] = {
         {SHM_C_store_commits_1ms, 1000},     {SHM_C_store_commits_5ms, 5000},
         {SHM_C_store_commits_20ms, 20000},   {SHM_C_store_commits_100ms, 100000},
-        {SHM_C_store_commits_500ms, 500000}, {SHM_C_store_commits_2s, 2000000},
-    };
+        {SHM_C_store_commits_500ms, 500000}, {SHM_C_store_commits_2s, 2000000}};
+    static const struct bucket by_rows[] = {{SHM_C_store_commits_1_row, 1},
+                                            {SHM_C_store_commits_4_rows, 4},
+                                            {SHM_C_store_commits_16_rows, 16},
+                                            {SHM_C_store_commits_64_rows, 64},
+                                            {SHM_C_store_commits_256_rows, 256}};
     const struct recorder_batch *b = r->batch;
     uint64_t us = (clock_now_ns() - b->began_ns) / NS_PER_US;
     uint64_t spooled = 0;
 
-    for (size_t i = 0; i < DAC_ARRAY_LEN(buckets); i++)
-        if (us <= buckets[i].us)
-            shm_count(r->shm, buckets[i].c, 1);
     for (size_t i = 0; i < b->row_count; i++)
         spooled += b->rows[i].result == DAC_OK && b->rows[i].place == STORE_IN_SPOOL;
     shm_count(r->shm, SHM_C_store_commits, 1);
+    count_in(r, by_us, DAC_ARRAY_LEN(by_us), us);
+    count_in(r, by_rows, DAC_ARRAY_LEN(by_rows), b->row_count);
     shm_count(r->shm, SHM_C_store_commit_us, us);
     shm_count(r->shm, SHM_C_store_rows, b->row_count);
     shm_count(r->shm, SHM_C_store_spooled, spooled);

@@ -1,12 +1,13 @@
 """Metrics don't grow with traffic, are the same from every worker, and cover the last n turns."""
 
+import asyncio
 import os
 import re
 
 import pytest
 
 from lib import procs
-from lib.asks import ask, gather
+from lib.asks import ask, gather, until
 from lib.dacd import BUILD
 from lib.provider import say
 
@@ -133,3 +134,104 @@ async def test_prometheus_text(dac, mock):
                 name = re.sub("_(bucket|sum|count)$", "", name)
             assert name in typed, f"{name} without TYPE"
             float(line.rsplit(" ", 1)[1])
+
+
+# --- the store's ---
+
+
+def read_metrics(text):
+    """{name: (type, help)}, {series with its labels: value}; strictly."""
+    kinds, helps, values = {}, {}, {}
+    for line in text.splitlines():
+        if m := re.fullmatch(r"# HELP (\w+) (\S.*)", line):
+            assert m[1] not in helps
+            helps[m[1]] = m[2]
+        elif m := re.fullmatch(r"# TYPE (\w+) (counter|gauge|histogram)", line):
+            assert m[1] in helps and m[1] not in kinds, line
+            kinds[m[1]] = m[2]
+        else:
+            m = re.fullmatch(r'(\w+)((?:\{[a-z_]+="[^"]*"(?:,[a-z_]+="[^"]*")*\})?) (\S+)', line)
+            assert m and m[1] + m[2] not in values, line
+            values[m[1] + m[2]] = float(m[3])
+    return {name: (kinds[name], helps[name]) for name in kinds}, values
+
+
+def histogram(values, name):
+    """[(le, count)] with the last for all, the sum; what must hold of one holds."""
+    buckets = [
+        (float(m[1]), v) for k, v in values.items() if (m := re.fullmatch(name + r'_bucket\{le="(.+)"\}', k))
+    ]
+    assert [le for le, _ in buckets] == sorted(le for le, _ in buckets) and buckets[-1][0] == float("inf")
+    assert [n for _, n in buckets] == sorted(n for _, n in buckets)
+    assert buckets[-1][1] == values[name + "_count"]
+    return buckets, values[name + "_sum"]
+
+
+@pytest.mark.store
+async def test_batches_of_the_store(dac, mock):
+    thread = await dac.thread()
+    _, before = read_metrics((await dac.get("/metrics")).text)
+    for n in range(6):
+        await dac.ask_json(thread, say(f"kumquat alone {n}"))
+
+    async def go():
+        await mock.wait(waiting=40, barrier="go")
+        await mock.open("go")
+
+    await gather(go(), *[dac.ask_json(thread, say(f"kumquat {n}", barrier="go@1")) for n in range(40)])
+    metrics, values = read_metrics((await dac.get("/metrics")).text)
+    rows, rows_sum = histogram(values, "dac_store_batch_rows")
+    seconds, seconds_sum = histogram(values, "dac_store_commit_seconds")
+    assert [le for le, _ in rows] == [1, 4, 16, 64, 256, float("inf")]
+    assert rows[-1][1] == seconds[-1][1]
+    assert rows_sum - before["dac_store_batch_rows_sum"] >= 46
+    ones = values['dac_store_batch_rows_bucket{le="1"}'] - before['dac_store_batch_rows_bucket{le="1"}']
+    assert 6 <= ones < 46, "some were alone, and of forty at once some were together"
+    assert rows[-1][1] <= rows_sum and 0 < seconds_sum < 60
+    assert metrics["dac_store_batch_rows"][0] == "histogram"
+
+
+async def test_names_and_help_of_metrics(dac):
+    """As promtool would have them: counters say _total, nothing else does; help for each; no name
+    of the store's has a unit that is abbreviated or no base unit."""
+    metrics, values = read_metrics((await dac.get("/metrics")).text)
+    for name, (kind, text) in metrics.items():
+        assert re.fullmatch(r"dac(_[a-z0-9]+)+", name), name
+        assert (kind == "counter") == name.endswith("_total"), name
+        assert not re.search(r"_(count|sum|bucket|info)$|_(counter|gauge|histogram)(_|$)", name), name
+        assert text and not text.endswith("."), name
+        if re.match("dac_(store|spool)_", name):
+            assert not re.search(r"_(ms|us|ns|s|sec|b|kb|mb|milliseconds|kilobytes)(_|$)", name), name
+    names = {series.split("{")[0] for series in values}
+    series_of = {n if n in metrics else re.sub(r"_(bucket|sum|count)$", "", n) for n in names}
+    assert series_of == set(metrics), series_of ^ set(metrics)
+
+
+@pytest.mark.own_store
+async def test_outages_of_the_store(postgres, make_dac, mock):
+    dac = make_dac({"store": {"postgres": postgres.conninfo(), "commit_timeout": "500ms"}})
+    dac.allow_log += ["PostgreSQL"]
+    thread = await dac.thread()
+    await dac.ask_json(thread, say("kumquat before"))
+    _, values = read_metrics((await dac.get("/metrics")).text)
+    assert values["dac_store_up"] == 1 and values["dac_store_reconnects_total"] == 0
+    assert values["dac_spool_rows"] == values["dac_spool_oldest_seconds"] == values["dac_spool_full"] == 0
+    for outage in (1, 2):
+        await asyncio.to_thread(postgres.stop)
+        for n in range(3):
+            r = await dac.ask_json(thread, say(f"kumquat {outage} {n}"))
+            assert r.json()["stored"] == "spool"
+        await asyncio.sleep(1)
+        _, values = read_metrics((await dac.get("/metrics")).text)
+        assert values["dac_store_up"] == 0 and values["dac_spool_rows"] >= 3
+        assert values["dac_spool_oldest_seconds"] >= 0.9 and values["dac_spool_bytes"] > 4096
+        assert values["dac_store_spooled_total"] >= 3 * outage
+        await asyncio.to_thread(postgres.start)
+
+        async def back():
+            _, now = read_metrics((await dac.get("/metrics")).text)
+            return now["dac_store_up"] == 1 and now["dac_spool_rows"] == 0 and now
+
+        values = await until(back, "the spool is empty", 20)
+        assert values["dac_store_reconnects_total"] >= outage
+        assert values["dac_spool_oldest_seconds"] == 0
