@@ -208,6 +208,7 @@ static enum alias_is look_up(struct shm *shm, uint32_t bucket,
 static void describe(const struct shm *shm, uint32_t alias, uint64_t word,
                      struct alias_found *out)
 {
+    out->alias = alias;
     out->ref = (struct flight_ref){.index = (uint32_t)(word >> 32) - 1,
                                    .incarnation = (uint32_t)word};
     alias_read(shm, alias, NULL, out->body, &out->created_us);

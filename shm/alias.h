@@ -32,6 +32,7 @@ struct alias_key {
 };
 
 struct alias_found {
+    uint32_t alias;
     struct flight_ref ref;
     uint8_t body[32];   /* SHA-256 of what was asked under it */
     int64_t created_us; /* wall clock: when it was first used */
@@ -79,7 +80,7 @@ bool alias_walk_next(const struct shm *shm, struct alias_walk *walk, uint32_t *a
 /* Of an alias on a list: what is to be stored. Any pointer may be NULL. */
 void alias_read(const struct shm *shm, uint32_t alias, struct alias_key *key,
                 uint8_t body[32], int64_t *created_us);
-/* Whether the recorder has marked it. */
+/* Whether the recorder has marked it. Also for a reader of its flight. */
 bool alias_is_stored(const struct shm *shm, uint32_t alias);
 /* Recorder: the store has it, or is not to have it. alias_count_stored() must follow. */
 void alias_set_stored(struct shm *shm, uint32_t alias);

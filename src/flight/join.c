@@ -317,6 +317,7 @@ enum dac_err join_try(struct flights *fl, struct member *m, struct ask *ask,
         local_set_names(lf, &ask->request);
     count_role(fl, ask, jr.role);
     m->bypassed = ask->bypass;
+    m->alias = alias && jr.role != JOIN_FAILURE ? *alias + 1 : 0;
     m->include_usage = ask->include_usage;
     /* The question is in the log before its client hears of the turn: what has a name can
      * be gone on with. */

@@ -205,6 +205,7 @@ static enum dac_err attach(struct keyed *k, const struct alias_found *found)
     struct member *m = k->member;
     count_role(fl, role);
     m->by_key = true;
+    m->alias = found->alias + 1;
     m->include_usage = k->ask.include_usage;
     lf->running = true;
     if (role == JOIN_FOLLOWER)

@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "flight/internal.h"
 #include "http/problem.h"
+#include "shm/alias.h"
 
 static void on_gone(struct http_exchange *ex, void *user)
 {
@@ -62,6 +63,26 @@ static bool done_timed_out(const struct local_flight *lf)
     return clock_now_ns() > ended + lf->fl->config->done_timeout_ns;
 }
 
+/* What a key stands for is told when that is stored, too, or it would be another turn's
+ * after a restart. It is stored with its turn, unless it came when that had ended. */
+static bool is_key_open(const struct member *m)
+{
+    const struct local_flight *lf = m->flight;
+    const struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
+    uint64_t since = atomic_load_explicit(&f->ended_ns, memory_order_relaxed);
+
+    if (m->alias == 0 || alias_is_stored(lf->fl->shm, m->alias - 1))
+        return false;
+    if (since < m->arrived_ns)
+        since = m->arrived_ns;
+    return clock_now_ns() <= since + lf->fl->config->done_timeout_ns;
+}
+
+static bool must_wait(const struct member *m, const struct turn_view *v)
+{
+    return (v->stored == STORED_NO && !done_timed_out(m->flight)) || is_key_open(m);
+}
+
 static const struct turn_result *whole_result(struct local_flight *lf)
 {
     if (lf->result)
@@ -82,8 +103,7 @@ static void finish_json(struct member *m)
     const struct turn_view *v = view_now(lf);
     bool failed = v->end.status == TURN_FAILED;
 
-    if (!failed && v->end.status != TURN_INCOMPLETE && v->stored == STORED_NO &&
-        !done_timed_out(lf))
+    if (!failed && v->end.status != TURN_INCOMPLETE && must_wait(m, v))
         return;
     const struct turn_result *r = failed ? NULL : whole_result(lf);
     char text[96];
@@ -137,7 +157,7 @@ static void finish_stream(struct member *m)
         over = m->dialect->end(v, m, m->at, b);
     m->tail_sent = true;
     if (!over) {
-        if (v->stored == STORED_NO && !done_timed_out(lf)) {
+        if (must_wait(m, v)) {
             member_send(m, b);
             return;
         }

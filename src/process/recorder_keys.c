@@ -22,6 +22,7 @@
 #include "shm/alias.h"
 #include "shm/blocklog.h"
 #include "shm/crash.h"
+#include "shm/wake.h"
 
 #define LATE_MAX 64 /* late flights in one batch */
 
@@ -42,6 +43,15 @@ struct key_rows *recorder_keys_new(void)
     return calloc(1, sizeof(struct key_rows));
 }
 
+/* How many keys a batch may hold now. */
+static size_t room(const struct recorder *r)
+{
+    size_t rows, bytes;
+
+    store_batch_max(r->store, &rows, &bytes);
+    return rows < BATCH_KEYS ? rows : BATCH_KEYS;
+}
+
 /* Rows for the flight's keys that are not marked, as long as there is room. */
 static size_t add_rows(struct recorder *r, uint32_t flight, const char *org,
                        struct store_row *rows)
@@ -49,10 +59,10 @@ static size_t add_rows(struct recorder *r, uint32_t flight, const char *org,
     const struct shm_flight *f = flight_at(r->shm, flight);
     struct alias_walk walk = alias_walk(r->shm, flight);
     struct key_rows *keys = r->keys;
-    size_t n = 0;
+    size_t n = 0, max = room(r);
     uint32_t alias;
 
-    while (keys->count < BATCH_KEYS && alias_walk_next(r->shm, &walk, &alias)) {
+    while (keys->count < max && alias_walk_next(r->shm, &walk, &alias)) {
         struct store_row *row = &rows[n];
         struct store_alias *a = &row->u.alias;
         struct alias_key key;
@@ -126,8 +136,7 @@ enum dac_err recorder_keys_add_late(struct recorder *r, struct store_row *rows, 
     struct key_rows *keys = r->keys;
 
     *n = 0;
-    while (keys->late < r->late_count && keys->late < LATE_MAX &&
-           keys->count < BATCH_KEYS) {
+    while (keys->late < r->late_count && keys->late < LATE_MAX && keys->count < room(r)) {
         uint32_t flight = r->late[keys->late];
         char *org = keys->orgs[keys->late];
         enum dac_err e = read_turn(r, flight, org);
@@ -172,6 +181,7 @@ void recorder_keys_committed(struct recorder *r)
     for (size_t i = 0; i < late; i++) {
         /* The last recorder may have died when all were marked and not yet counted. */
         alias_count_stored(r->shm, flights[i]);
+        wake_readers(r->shm, flights[i]); /* those who wait for that */
         r->notes[flights[i]].late = false;
         recorder_keys_look(r, flights[i]); /* more may have come, or had no room */
     }

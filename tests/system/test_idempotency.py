@@ -277,6 +277,30 @@ async def test_two_keys_may_share_a_question(dac, mock):
     assert await mock.calls() == 1
 
 
+@pytest.mark.sqlite
+@pytest.mark.parametrize("kind", ["json", "stream"])
+async def test_a_hit_is_told_when_its_key_is_stored(dac, mock, kind):
+    """The database is locked when a second key finds the answer, and everything is killed as soon
+    as that is told."""
+    thread = await dac.thread()
+    question = say(tokens=3)
+    first = of_json(await dac.ask_json(thread, question, headers=keyed(a_key())))
+    key = keyed(a_key())
+    asks = [dac.ask_json if kind == "json" else dac.ask_stream] * 2
+    with contextlib.closing(sqlite3.connect(dac.db_path, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        told = [asyncio.create_task(ask(thread, question, headers=key)) for ask in asks]
+        done, _ = await asyncio.wait(told, timeout=1)
+        assert not done
+        db.execute("ROLLBACK")
+    for r in await gather(*told):
+        assert (of_json if kind == "json" else of_stream)(r).turn_id == first.turn_id
+    await asyncio.to_thread(dac.kill_all)
+    dac.start()
+    assert of_json(await dac.ask_json(thread, question, headers=key)).turn_id == first.turn_id
+    assert await mock.calls() == 1
+
+
 async def test_more_keys_than_one_batch_takes(make_dac, mock):
     """All of them bound to one turn before it ends, and all of them stored."""
     dac = make_dac({"memory": {"max_flights": "256", "shm_size": "32m"}})
