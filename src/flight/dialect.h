@@ -96,11 +96,11 @@ struct member {
     bool bypassed;      /* its flight is its own */
     bool include_usage; /* OpenAI's stream_options.include_usage */
     enum join_role role;
-    bool by_key;      /* it came to a turn by its Idempotency-Key */
-    uint32_t alias;   /* of its key, + 1; 0: it has none, or that one is for another turn */
-    bool broken;      /* it heard of a generation that is no more, and can't begin anew */
-    bool resumed;     /* the two below are set */
-    bool reset_first; /* it resumes from a generation that is no more */
+    bool by_key;    /* it came to a turn by its Idempotency-Key */
+    uint32_t alias; /* of its key, + 1; 0: it has none, or that one is for another turn */
+    bool broken;    /* it heard of a generation that is no more, and can't begin anew */
+    bool resumed;   /* the two below are set */
+    bool reset_first;          /* it resumes from a generation that is no more */
     uint16_t begin_generation; /* of the ids that it starts with */
     uint64_t begin;            /* where the answer that it knows begins in the log */
     struct position has; /* with reset_first: what the client has, up to the reset */
