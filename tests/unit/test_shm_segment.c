@@ -123,14 +123,14 @@ START_TEST(default_layout_is_the_one_described)
     ck_assert_uint_eq(p.block_count, 22047);
     ck_assert_uint_eq(p.bytes_per_flight, 2968);
     ck_assert_uint_eq(p.areas.slots, 4096);
-    ck_assert_uint_eq(p.areas.dirty, 32768);
-    ck_assert_uint_eq(p.areas.pacers, 65536);
-    ck_assert_uint_eq(p.areas.buckets, 99328);
-    ck_assert_uint_eq(p.areas.flights, 361472);
-    ck_assert_uint_eq(p.areas.aliases, 1672192);
-    ck_assert_uint_eq(p.areas.samples, 3769344);
-    ck_assert_uint_eq(p.areas.blocks, 4817920);
-    ck_assert_uint_eq(p.areas.data, 5173248);
+    ck_assert_uint_eq(p.areas.dirty, 36864);
+    ck_assert_uint_eq(p.areas.pacers, 69632);
+    ck_assert_uint_eq(p.areas.buckets, 103424);
+    ck_assert_uint_eq(p.areas.flights, 365568);
+    ck_assert_uint_eq(p.areas.aliases, 1676288);
+    ck_assert_uint_eq(p.areas.samples, 3773440);
+    ck_assert_uint_eq(p.areas.blocks, 4822016);
+    ck_assert_uint_eq(p.areas.data, 5177344);
     ck_assert_uint_eq(p.areas.end, 50329600);
 }
 END_TEST
