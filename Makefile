@@ -315,7 +315,7 @@ install: all ## install into $(DESTDIR)$(prefix)
 	install -m 755 $(BUILD)/dacd $(DESTDIR)$(sbindir)/dacd
 	install -m 755 $(filter-out $(BUILD)/dacd,$(BINARIES)) $(DESTDIR)$(bindir)
 	install -m 644 etc/dac.conf.sample $(DESTDIR)$(sysconfdir)/dac/dac.conf.sample
-	install -m 644 README.md CHANGELOG.md LICENSE docs/design.md docs/audit.md $(DESTDIR)$(docdir)
+	install -m 644 README.md CHANGELOG.md LICENSE docs/design.md docs/audit.md docs/store.md $(DESTDIR)$(docdir)
 	install -d $(DESTDIR)$(unitdir) $(DESTDIR)$(sysusersdir)
 	sed 's,/usr/sbin/,$(sbindir)/,; s,/etc/dac/,$(sysconfdir)/dac/,' systemd/dacd.service \
 	    >$(DESTDIR)$(unitdir)/dacd.service
