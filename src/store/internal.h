@@ -85,6 +85,8 @@ void store_finish(struct store *st, enum dac_err e);
  * the database goes on with it. */
 void store_write_patiently(struct store *st, struct store_row *rows, size_t n,
                            uint64_t timeout_ns, store_write_cb cb, void *arg);
+/* Of a row's long texts. */
+size_t store_row_bytes(const struct store_row *row);
 /* Sets a row's result and reason. */
 void store_row_refuse(struct store_row *row, enum dac_err e, const char *fmt, ...)
     DAC_PRINTF(3, 4);

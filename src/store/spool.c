@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -20,6 +21,10 @@
 #include "store/spool_internal.h"
 #include "store/sqlite.h"
 #include "store/sqlite_writer.h"
+
+#define ROW_BYTES   2048       /* of a row without its texts, at most */
+#define LONG_PAGES  3          /* and of long ones, beyond their own length */
+#define SPARE_BYTES (1u << 20) /* beyond the limit, for what takes rows off the queue */
 
 static const char own_tables[] =
     "CREATE TABLE IF NOT EXISTS spool_queue ("
@@ -62,7 +67,7 @@ static const char *const spool_sql[S_N] = {
     [S_TRIM_MESSAGES] = "DELETE FROM messages WHERE turn_id IN (" OLD_TURNS ")",
     [S_TRIM_TURNS] = "DELETE FROM turns WHERE id IN (" OLD_TURNS ")",
     [S_TRIM_DEPTH] =
-        "UPDATE spool_threads SET depth = min(depth, 1) WHERE thread_id = ?1",
+        "UPDATE spool_threads SET depth = min(depth, ?2) WHERE thread_id = ?1",
     [S_NEXT] =
         "SELECT q.seq, q.kind, q.id, q.thread_id, q.org, q.title, q.at_us, q.followers, "
         "q.hits, t.provider, t.model, t.status, t.finish_reason, t.error_code, "
@@ -85,9 +90,19 @@ static const char *const spool_sql[S_N] = {
     [S_COUNT] = "SELECT count(*), min(queued_us) FROM spool_queue",
     [S_PAGES] = "PRAGMA page_count",
     [S_FREE_PAGES] = "PRAGMA freelist_count",
-    [S_STALE] = "SELECT thread_id FROM spool_threads s WHERE NOT EXISTS (SELECT 1 FROM "
-                "spool_queue q WHERE q.thread_id = s.thread_id) ORDER BY used LIMIT "
-                "max(0, min(?2, (SELECT count(*) FROM spool_threads) - ?1))",
+    [S_STALE] =
+        "SELECT thread_id, used FROM spool_threads s WHERE NOT EXISTS (SELECT 1 FROM "
+        "spool_queue q WHERE q.thread_id = s.thread_id) ORDER BY used LIMIT "
+        "max(0, min(?2, (SELECT count(*) FROM spool_threads) - ?1))",
+    [S_HEAVY] =
+        "SELECT thread_id, used FROM spool_threads s WHERE (used, thread_id) > (?1, ?2) "
+        "AND EXISTS (SELECT 1 FROM turns t WHERE t.thread_id = s.thread_id AND NOT "
+        "EXISTS (SELECT 1 FROM spool_queue q WHERE q.id = t.id AND q.kind = 1)) "
+        "ORDER BY used, thread_id LIMIT ?3",
+    [S_HISTORY] =
+        "SELECT count(*), sum(length(CAST(m.content AS BLOB))) FROM turns t JOIN "
+        "messages m ON m.turn_id = t.id WHERE t.thread_id = ?1 "
+        "GROUP BY t.created_at, t.id ORDER BY t.created_at DESC, t.id DESC LIMIT ?2",
     [S_DROP_MESSAGES] = "DELETE FROM messages WHERE turn_id IN "
                         "(SELECT id FROM turns WHERE thread_id = ?1)",
     [S_DROP_TURNS] = "DELETE FROM turns WHERE thread_id = ?1",
@@ -298,7 +313,7 @@ enum dac_err spool_put_rows(struct spool *sp, struct store_row *rows, size_t n,
             continue;
         if (!queued) {
             if (rows[i].kind == STORE_TURN)
-                spool_trim(sp, &rows[i].u.turn.thread_id);
+                spool_trim(sp, &rows[i].u.turn.thread_id, sp->turns_kept, 1);
             continue;
         }
         int rc = enqueue(sp, &rows[i], now_us);
@@ -352,18 +367,84 @@ uint64_t spool_bytes_used(struct spool *sp)
     return (uint64_t)(pages - unused) * sp->page_size;
 }
 
+/* --- its limit ---------------------------------------------------------------------- */
+
+/* SQLite itself sees to it that the file does not grow beyond this, whatever it is that
+ * grows; what is there already stays. */
+static void limit_file(struct spool *sp, uint64_t bytes)
+{
+    char pragma[64];
+
+    snprintf(pragma, sizeof pragma, "PRAGMA max_page_count = %" PRIu64,
+             bytes / sp->page_size);
+    (void)sqlite3_exec(sp->db, pragma, NULL, NULL, NULL);
+}
+
+/* At most so much of the file does a batch take: a row with its indexes and its place in
+ * the queue, and texts, which have pages of their own where they are long. */
+size_t spool_rows_size(const struct spool *sp, const struct store_row *rows, size_t n)
+{
+    size_t bytes = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        size_t text = store_row_bytes(&rows[i]);
+
+        bytes += ROW_BYTES + text +
+                 (text > sp->page_size / 8 ? LONG_PAGES * sp->page_size : 0);
+    }
+    return bytes;
+}
+
+static bool fits(struct spool *sp, size_t need)
+{
+    return spool_bytes_used(sp) + need <= sp->max_bytes;
+}
+
+static bool disk_is_full(const struct spool *sp, size_t need)
+{
+    struct statvfs fs;
+
+    return statvfs(sp->path, &fs) == 0 && (uint64_t)fs.f_bavail * fs.f_frsize < 2 * need;
+}
+
+static enum dac_err is_full(struct spool *sp)
+{
+    snprintf(sp->error, sizeof sp->error,
+             "spool \"%s\" has reached its limit of %" PRIu64 " bytes (spool_max)",
+             sp->path, sp->max_bytes);
+    return DAC_E_FULL;
+}
+
+void spool_fit(struct spool *sp, size_t *rows, size_t *bytes)
+{
+    uint64_t used = spool_bytes_used(sp);
+    uint64_t half = used < sp->max_bytes ? (sp->max_bytes - used) / 2 : 0;
+    uint64_t fit = half / (ROW_BYTES + LONG_PAGES * sp->page_size);
+
+    if (sp->way != WAY_NOTHING)
+        return;
+    if (*bytes > half)
+        *bytes = (size_t)half;
+    if (*rows > fit)
+        *rows = fit > 0 ? (size_t)fit : 1;
+}
+
 enum dac_err spool_put(struct spool *sp, struct store_row *rows, size_t n)
 {
-    if (spool_bytes_used(sp) >= sp->max_bytes) {
-        snprintf(sp->error, sizeof sp->error,
-                 "spool \"%s\" has reached its limit of %" PRIu64 " bytes (spool_max)",
-                 sp->path, sp->max_bytes);
-        return DAC_E_FULL;
-    }
+    size_t need = spool_rows_size(sp, rows, n);
+
+    if (!fits(sp, need))
+        spool_make_way(sp, sp->max_bytes > need ? sp->max_bytes - need : 0);
+    if (!fits(sp, need))
+        return is_full(sp);
+    limit_file(sp, sp->max_bytes);
     enum dac_err e = spool_put_rows(sp, rows, n, true);
 
     if (e == DAC_E_CORRUPT && (e = spool_renew(sp)) == DAC_OK)
         e = spool_put_rows(sp, rows, n, true);
+    limit_file(sp, sp->max_bytes + SPARE_BYTES);
+    if (e == DAC_E_FULL && !disk_is_full(sp, need))
+        e = is_full(sp);
     if (e != DAC_OK)
         return e;
     for (size_t i = 0; i < n; i++)
@@ -385,8 +466,8 @@ void spool_stats(struct spool *sp, struct spool_stats *out)
     *out = (struct spool_stats){.rows = sp->rows,
                                 .bytes = used,
                                 .oldest_us = sp->rows > 0 ? sp->oldest_us : 0,
-                                .nearly_full =
-                                    sp->rows > 0 && used >= sp->max_bytes / 10 * 9};
+                                .nearly_full = sp->rows > 0 && sp->way >= WAY_HISTORIES &&
+                                               used >= sp->max_bytes / 10 * 9};
 }
 
 const char *spool_error(const struct spool *sp)
@@ -442,6 +523,7 @@ static enum dac_err make_own(struct spool *sp, char *why, size_t n)
         size = sqlite3_column_int64(pragma, 0);
     sqlite3_finalize(pragma);
     sp->page_size = size > 0 ? (uint64_t)size : 4096;
+    limit_file(sp, sp->max_bytes + SPARE_BYTES);
     if (rc != SQLITE_OK)
         return sqlite_explain(sp->db, sp->path, rc, "could not use spool", why, n);
     return DAC_OK;

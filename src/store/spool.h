@@ -36,8 +36,8 @@ struct spool_stats {
     uint64_t rows;     /* in the queue */
     uint64_t bytes;    /* of the file that are in use, kept threads included */
     int64_t oldest_us; /* when the first in the queue came; 0: it is empty */
-    bool nearly_full; /* above nine tenths of max_bytes, with rows in the queue: newcomers
-                       * are to be refused */
+    bool nearly_full;  /* above nine tenths of max_bytes, with rows in the queue, and no
+                        * thread that could make way: newcomers are to be refused */
 };
 
 /* The oldest rows of the queue, to be written elsewhere. Rows and texts are its own. */
@@ -55,10 +55,14 @@ enum dac_err spool_open(const struct spool_options *opt, struct spool **out, cha
                         size_t n) DAC_CHECK;
 void spool_close(struct spool *sp);
 
-/* Queues a batch, in its order; each row's result as store_write() says. DAC_E_FULL: the
- * file has reached its limit, or the disk has; nothing was taken. A file that turns out
- * to be damaged is set aside as at the opening, and the batch goes into a new one. */
+/* Queues a batch, in its order; each row's result as store_write() says. What is kept
+ * makes way for it. DAC_E_FULL: the file would pass its limit, or the disk is full;
+ * nothing was taken. A file that turns out to be damaged is set aside as at the opening,
+ * and the batch goes into a new one. */
 enum dac_err spool_put(struct spool *sp, struct store_row *rows, size_t n) DAC_CHECK;
+/* Lowers rows and bytes of text to what surely finds room now, as far as is known; it may
+ * be less than the first row. */
+void spool_fit(struct spool *sp, size_t *rows, size_t *bytes);
 /* Keeps what PostgreSQL has just committed: threads, turns, titles and deletions of them,
  * aliases. A failure costs the cache, not the rows. */
 void spool_keep(struct spool *sp, struct store_row *rows, size_t n);

@@ -153,15 +153,6 @@ static enum dac_err take_row(struct spool_batch *b, sqlite3_stmt *s,
     }
 }
 
-static size_t text_bytes(const struct store_row *row)
-{
-    if (row->kind == STORE_REJECTED)
-        return row->u.rejected.data.n;
-    if (row->kind != STORE_TURN)
-        return 0;
-    return row->u.turn.user_content.n + row->u.turn.assistant_content.n;
-}
-
 enum dac_err spool_next(struct spool *sp, size_t max, size_t bytes,
                         struct spool_batch *out)
 {
@@ -188,7 +179,7 @@ enum dac_err spool_next(struct spool *sp, size_t max, size_t bytes,
         }
         out->last_seq = sqlite3_column_int64(s, 0);
         if (e == DAC_OK)
-            sum += text_bytes(&out->rows[out->n++]);
+            sum += store_row_bytes(&out->rows[out->n++]);
     }
     sqlite3_reset(s);
     if (e == DAC_OK && rc != SQLITE_ROW && rc != SQLITE_DONE)
@@ -244,6 +235,8 @@ enum dac_err spool_done(struct spool *sp, const struct spool_batch *batch)
         e = spool_fail(sp, rc, "could not take rows off spool");
     else if ((e = sqlite_writer_commit(sp->st)) != DAC_OK)
         e = spool_store_failed(sp, e);
+    sp->loose = true;
+    sp->way = WAY_THREADS; /* what left the queue is only kept now */
     if (e != DAC_OK)
         spool_give_up(sp);
     return e == DAC_E_CORRUPT ? spool_renew(sp) : e;

@@ -32,6 +32,8 @@ enum {
     S_PAGES,
     S_FREE_PAGES,
     S_STALE,
+    S_HEAVY,
+    S_HISTORY,
     S_DROP_MESSAGES,
     S_DROP_TURNS,
     S_DROP_THREAD,
@@ -47,6 +49,12 @@ enum {
     S_N
 };
 
+#define SPOOL_HISTORY_MESSAGES 40 /* of a history, as questions take them along */
+#define SPOOL_HISTORY_BYTES    (256u << 10)
+
+/* spool_way.c */
+enum spool_way { WAY_THREADS, WAY_TURNS, WAY_HISTORIES, WAY_NOTHING };
+
 struct spool {
     struct store *st; /* owned; the file's ordinary tables */
     sqlite3 *db;      /* st's */
@@ -61,8 +69,11 @@ struct spool {
     uint64_t aliases; /* remembered */
     uint64_t aliases_max;
     int64_t oldest_us;
-    bool loose; /* turns without a thread may be left behind the queue */
-    bool stale; /* threads may be too many */
+    bool loose;         /* turns without a thread may be left behind the queue */
+    bool stale;         /* threads may be too many */
+    enum spool_way way; /* what can make way for the queue, as far as is known */
+    int64_t way_used;   /* the last thread that has, in the order of their use */
+    struct id way_thread;
     char error[STORE_ERROR_SIZE];
 };
 
@@ -87,8 +98,17 @@ enum dac_err spool_renew(struct spool *sp) DAC_CHECK;
 uint64_t spool_bytes_used(struct spool *sp);
 /* Whose thread a row is; NULL: of none. */
 const struct id *spool_thread_of(const struct store_row *row);
-/* Lets go of the older turns of a thread, all but those in the queue. */
-void spool_trim(struct spool *sp, const struct id *thread);
+/* Lets go of the older turns of a thread, all but its `keep` newest and those in the
+ * queue; if there are any, it is `depth` deep at most. */
+void spool_trim(struct spool *sp, const struct id *thread, size_t keep, int depth);
+/* Commits of the cache need not reach the disk: what is lost of them is in PostgreSQL.
+ * Outside of transactions. */
+void spool_durable(struct spool *sp, bool yes);
+/* At most so many bytes of the file will a batch take. */
+size_t spool_rows_size(const struct spool *sp, const struct store_row *rows, size_t n);
+/* Lets go of what is only kept until no more than `target` bytes are used, or nothing is
+ * left that can go, or it takes too long. */
+void spool_make_way(struct spool *sp, uint64_t target);
 
 /* In a transaction of the caller's; SQLite's code. Remembers an alias; if its turn was
  * refused here, row->result says so. */

@@ -6,7 +6,8 @@
  *   PostgreSQL down, or the queue
  *   holds more than one batch     -> spool
  *   the last batch of the queue
- *   is on its way                 -> waits for that, then as above
+ *   is on its way, or the spool
+ *   has no room                   -> waits for what is drained, then as above
  *
  * So the order within a thread is kept: nothing passes what waits in the queue. The queue
  * is drained batch by batch while PostgreSQL is up; a row leaves it after the commit, and
@@ -117,16 +118,6 @@ static void copy_turn(struct arena *a, struct store_turn *t)
     t->tool_calls = copy_text(a, &t->tool_calls);
 }
 
-static size_t row_bytes(const struct store_row *row)
-{
-    if (row->kind == STORE_REJECTED)
-        return row->u.rejected.data.n;
-    return row->kind == STORE_TURN
-               ? row->u.turn.user_content.n + row->u.turn.assistant_content.n +
-                     row->u.turn.citations.n
-               : 0;
-}
-
 /* What finds no room is not kept: the cache is then shorter by that thread. */
 static void copy_rows(struct spooled *s, const struct store_row *rows, size_t n)
 {
@@ -136,7 +127,7 @@ static void copy_rows(struct spooled *s, const struct store_row *rows, size_t n)
         struct store_row *to = &c->rows[c->n];
         if (rows[i].result != DAC_OK || rows[i].kind == STORE_COUNTS ||
             rows[i].kind == STORE_REJECTED ||
-            c->bytes + row_bytes(&rows[i]) > KEEP_BYTES_MAX)
+            c->bytes + store_row_bytes(&rows[i]) > KEEP_BYTES_MAX)
             continue;
         *to = rows[i];
         if (to->kind == STORE_TURN) {
@@ -150,7 +141,7 @@ static void copy_rows(struct spooled *s, const struct store_row *rows, size_t n)
             to->u.change.org = copy_word(&c->texts, to->u.change.org);
             to->u.change.title = copy_text(&c->texts, &to->u.change.title);
         }
-        c->bytes += row_bytes(to);
+        c->bytes += store_row_bytes(to);
         c->n++;
     }
 }
@@ -216,7 +207,7 @@ static size_t texts_of(const struct store_row *rows, size_t n)
     size_t bytes = 0;
 
     for (size_t i = 0; i < n; i++)
-        bytes += row_bytes(&rows[i]);
+        bytes += store_row_bytes(&rows[i]);
     return bytes;
 }
 
@@ -374,7 +365,7 @@ static void pass_on(struct spooled *s)
 {
     uint64_t rows = queued(s);
 
-    if (s->doing == DRAINING && rows <= s->batch.n) {
+    if (s->doing == DRAINING && (rows <= s->batch.n || s->stuck)) {
         s->held_ns = clock_now_ns();
         arm(s, TICK_NS);
     } else if (s->doing == NOTHING && rows == 0 && store_up(s->pg)) {
@@ -455,6 +446,7 @@ static void spooled_batch_max(const struct store *st, size_t *rows, size_t *byte
 
     *rows = s->pace.rows;
     *bytes = s->pace.bytes;
+    spool_fit(s->spool, rows, bytes);
 }
 
 static void spooled_stats(const struct store *st, struct store_stats *out)

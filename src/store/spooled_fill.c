@@ -8,13 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "store/internal.h"
+#include "store/spool_internal.h"
 
 #define WAITING_MAX                                                                      \
-    1024            /* threads; those above are left out until they are used again       \
-                     */
-#define MESSAGES 40 /* of a history, as questions take them along */
-#define BYTES    (256u << 10)
+    1024 /* threads; those above are left out until they are used again                  \
+          */
 
 struct wanted {
     TAILQ_ENTRY(wanted) link;
@@ -30,7 +28,7 @@ struct spooled_fill {
     struct wanted_list waiting; /* the first one is at work while `query` is */
     size_t count;
     struct store_query *query;
-    struct id turns[MESSAGES];
+    struct id turns[SPOOL_HISTORY_MESSAGES];
     size_t n;
     size_t next;
 };
@@ -87,7 +85,7 @@ static void on_history(void *arg, enum dac_err e, const struct store_message *m,
     (void)more;
     f->query = NULL;
     f->n = f->next = 0;
-    for (size_t i = 0; e == DAC_OK && i < n && f->n < MESSAGES; i++)
+    for (size_t i = 0; e == DAC_OK && i < n && f->n < SPOOL_HISTORY_MESSAGES; i++)
         if (f->n == 0 || !id_equal(&f->turns[f->n - 1], &m[i].turn_id))
             f->turns[f->n++] = m[i].turn_id;
     if (e == DAC_OK)
@@ -102,8 +100,9 @@ static void begin(struct spooled_fill *f)
 
     if (!w || f->query)
         return;
-    f->query = store_read_history(f->reader, w->org, &w->thread, &w->until, MESSAGES,
-                                  BYTES, on_history, f);
+    f->query =
+        store_read_history(f->reader, w->org, &w->thread, &w->until,
+                           SPOOL_HISTORY_MESSAGES, SPOOL_HISTORY_BYTES, on_history, f);
     if (!f->query)
         finish(f, false);
 }

@@ -81,6 +81,27 @@ void store_row_refuse(struct store_row *row, enum dac_err e, const char *fmt, ..
     va_end(ap);
 }
 
+size_t store_row_bytes(const struct store_row *row)
+{
+    const struct store_turn *t = &row->u.turn;
+
+    switch (row->kind) {
+    case STORE_TURN:
+        return t->user_content.n + t->assistant_content.n + t->citations.n;
+    case STORE_THREAD:
+        return row->u.thread.title.n;
+    case STORE_TITLE:
+        return row->u.change.title.n;
+    case STORE_REJECTED:
+        return row->u.rejected.data.n;
+    case STORE_COUNTS:
+    case STORE_DELETE:
+    case STORE_ALIAS:
+        break;
+    }
+    return 0;
+}
+
 static enum dac_err refuse(struct store_row *row, const char *what, const struct id *id,
                            const char *fmt, ...) DAC_PRINTF(4, 5);
 

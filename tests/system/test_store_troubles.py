@@ -130,6 +130,8 @@ async def test_more_than_the_spool_holds_is_an_honest_error(make_pg_dac, postgre
     told, untold = await beyond_the_spool(dac, mock, thread, 60, lambda: asyncio.to_thread(postgres.stop), 256)
     assert untold and refused(await dac.ask_json(thread, say("Kumquat?")), "spool_full")
     assert {place for _, place in told} <= {"spool", "postgres"}
+    assert len(told) >= 12  # of a MiB
+    assert (dac.folder / "spool.db").stat().st_size <= 16 << 20
     await asyncio.to_thread(postgres.start)
     await takes(dac)
 
@@ -141,6 +143,23 @@ async def test_more_than_the_spool_holds_is_an_honest_error(make_pg_dac, postgre
     rows = await check_told(postgres, [t for t, _ in told] + untold)
     assert len(rows) == len(told) + len(untold)
     assert (await dac.ask_json(thread, say("Kumquat after?"))).json()["stored"] == "postgres"
+
+
+async def test_threads_that_are_kept_make_way_for_turns(make_pg_dac, postgres, mock):
+    dac = make_pg_dac(spool_max="16m", memory={"shm_size": "96m"})
+    threads = [await dac.thread() for _ in range(10)]
+    told, kept = [], []
+    for n, thread in enumerate(threads * 3):  # almost half of the spool
+        r = await dac.ask_json(thread, say(f"Kumquat kept {n}?", tokens=64, token_size=4096))
+        assert r.json()["stored"] == "postgres"
+        kept.append(r.json()["turn_id"])
+    await asyncio.to_thread(postgres.stop)
+    await fill_spool(dac, threads[0], told)
+    assert len(told) >= 45
+    assert (dac.folder / "spool.db").stat().st_size <= 16 << 20
+    await asyncio.to_thread(postgres.start)
+    await takes(dac)
+    await check_told(postgres, told + kept)
 
 
 async def back_from_full(server):

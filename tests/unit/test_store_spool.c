@@ -10,10 +10,11 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
-#include "store/spool.h"
+#include "store/spool_internal.h"
 #include "store_fixture.h"
 
 static struct spool *sp;
+static size_t turns_kept = 4;
 
 static struct spool *open_spool(uint64_t max_bytes, size_t threads)
 {
@@ -24,7 +25,7 @@ static struct spool *open_spool(uint64_t max_bytes, size_t threads)
                                       .max_bytes = max_bytes,
                                       .threads_max = threads,
                                       .aliases_max = 64,
-                                      .turns_kept = 4};
+                                      .turns_kept = turns_kept};
 
     ck_assert_msg(spool_open(&opt, &out, why, sizeof why) == DAC_OK, "%s", why);
     return out;
@@ -229,33 +230,259 @@ START_TEST(a_row_of_another_org_is_refused)
 }
 END_TEST
 
+/* --- its limit ---------------------------------------------------------------------- */
+
+static char *long_text(size_t n)
+{
+    char *text = malloc(n + 1);
+
+    memset(text, 'x', n);
+    text[n] = '\0';
+    return text;
+}
+
+static struct store_row long_row(struct store_turn *t, unsigned n, unsigned thread,
+                                 const char *text, size_t size)
+{
+    *t = fx_turn(n, thread);
+    t->assistant_content = (struct store_text){text, size};
+
+    struct store_row row = fx_turn_row(t);
+
+    row.result = DAC_OK;
+    return row;
+}
+
+static struct spool_stats stats(void)
+{
+    struct spool_stats s;
+
+    spool_stats(sp, &s);
+    return s;
+}
+
+/* The database without its log, which starts over. */
+static long long file_size(void)
+{
+    return fx_int("SELECT page_count * page_size FROM pragma_page_count, "
+                  "pragma_page_size");
+}
+
+/* Turns of 64 KiB until there is no room, or newcomers are to be refused; how many. */
+static unsigned fill(unsigned n, unsigned thread, bool to_the_end)
+{
+    const size_t size = 64u << 10;
+    char *text = long_text(size);
+    unsigned first = n;
+    enum dac_err e = DAC_OK;
+
+    while (e == DAC_OK && (to_the_end || !stats().nearly_full) && n < first + 1000) {
+        struct store_turn t;
+        struct store_row row = long_row(&t, n, thread, text, size);
+
+        e = spool_put(sp, &row, 1);
+        n += e == DAC_OK;
+        spool_tidy(sp);
+    }
+    free(text);
+    ck_assert_int_eq(e, to_the_end ? DAC_E_FULL : DAC_OK);
+    if (to_the_end)
+        ck_assert_ptr_nonnull(strstr(spool_error(sp), "spool_max"));
+    return n - first;
+}
+
 START_TEST(above_its_limit_nothing_is_taken)
 {
-    char *text = malloc(64u << 10);
-    unsigned n = 0;
-    enum dac_err e;
-    struct spool_stats s;
-    bool warned = false;
-
-    memset(text, 'x', 64u << 10);
     spool_close(sp);
     sp = open_spool(2u << 20, 8);
-    do {
-        struct store_turn t = fx_turn(++n, 1);
-        t.assistant_content = (struct store_text){text, 64u << 10};
-        struct store_row row = fx_turn_row(&t);
-        row.result = DAC_OK;
-        spool_stats(sp, &s);
-        warned = warned || s.nearly_full;
-        e = spool_put(sp, &row, 1);
-    } while (e == DAC_OK && n < 100);
-    ck_assert_int_eq(e, DAC_E_FULL);
+    unsigned n = fill(1, 1, false);
+
+    ck_assert_uint_ge(n, 24); /* of 32 that had no indexes */
+    n += fill(100, 1, true);  /* the reserve */
+    ck_assert_uint_ge(n, 27);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_queue"), n);
+    ck_assert_uint_le(stats().bytes, 2u << 20);
+    ck_assert_int_le(file_size(), 2u << 20);
+
+    struct spool_batch b;
+
+    ck_assert_int_eq(spool_next(sp, 100, 64u << 20, &b), DAC_OK);
+    ck_assert_uint_eq(b.n, n);
+    ck_assert_int_eq(spool_done(sp, &b), DAC_OK);
+    spool_batch_free(&b);
+    ck_assert(!stats().nearly_full);
+    ck_assert_uint_ge(fill(200, 2, true), 26); /* what was drained makes way */
+    ck_assert_int_le(file_size(), 2u << 20);
+}
+END_TEST
+
+START_TEST(a_batch_that_would_pass_the_limit_is_refused_whole)
+{
+    const size_t size = 64u << 10;
+    char *text = long_text(size);
+    struct store_turn turns[40];
+    struct store_row rows[40];
+    size_t n = 256, bytes = 16u << 20;
+
+    spool_close(sp);
+    sp = open_spool(2u << 20, 8);
+    put_turn(1, 1);
+    for (unsigned i = 0; i < 40; i++)
+        rows[i] = long_row(&turns[i], 10 + i, 1, text, size);
+    ck_assert_int_eq(spool_put(sp, rows, 40), DAC_E_FULL);
     ck_assert_ptr_nonnull(strstr(spool_error(sp), "spool_max"));
-    ck_assert(warned && n > 20);
-    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_queue"), n - 1);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_queue"), 1);
+    ck_assert_int_le(file_size(), 2u << 20);
+
+    /* A part of it, as large as one is told to make it. */
+    for (unsigned k = 0; k < 40;) {
+        n = 256;
+        bytes = 16u << 20;
+        spool_fit(sp, &n, &bytes);
+        size_t take = bytes / size < n ? bytes / size : n;
+
+        if (take == 0)
+            break;
+        ck_assert_msg(spool_put(sp, rows + k, take) == DAC_OK, "%zu of %u", take, k);
+        k += (unsigned)take;
+    }
+    ck_assert_uint_lt(bytes, size);
+    ck_assert_uint_ge(stats().bytes, (2u << 20) / 4 * 3);
+    ck_assert_int_le(file_size(), 2u << 20);
     free(text);
 }
 END_TEST
+
+/* Rows of every size take no more than is thought. */
+START_TEST(rows_take_no_more_than_is_thought)
+{
+    static const size_t sizes[] = {0, 100, 300, 600, 1500, 4000, 5000, 9000, 100000};
+    const size_t size = sizes[_i];
+    char *text = long_text(size);
+    uint64_t before = stats().bytes;
+    uint64_t thought = 0;
+
+    for (unsigned n = 1; n <= 300; n++) {
+        struct store_turn t;
+        struct store_row row = long_row(&t, n, n, text, size);
+
+        t.user_content = (struct store_text){text, size};
+        t.citations = fx_text("[{\"url\":\"https://example.com/a/rather/long/one\"}]");
+        row.u.turn = t;
+        thought += spool_rows_size(sp, &row, 1);
+        ck_assert_int_eq(spool_put(sp, &row, 1), DAC_OK);
+    }
+    ck_assert_msg(stats().bytes - before <= thought, "%zu: %llu, thought %llu", size,
+                  (unsigned long long)(stats().bytes - before),
+                  (unsigned long long)thought);
+    free(text);
+}
+END_TEST
+
+START_TEST(threads_that_are_kept_make_way_for_the_queue)
+{
+    const size_t size = 64u << 10;
+    char *text = long_text(size);
+    struct id old = fx_thread(2).id, used = fx_thread(3).id;
+
+    spool_close(sp);
+    sp = open_spool(2u << 20, 100);
+    for (unsigned n = 1; n <= 12; n++) { /* almost its half */
+        struct store_turn t;
+        struct store_row row = long_row(&t, n, n, text, size);
+
+        spool_keep(sp, &row, 1);
+    }
+    ck_assert_uint_ge(stats().bytes, 12 * size);
+    spool_filled(sp, &used, true);
+    put_turn(100, 3); /* of a thread with something that is kept */
+    put_turn(101, 50);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), 14);
+    unsigned n = fill(200, 51, false);
+
+    ck_assert_uint_ge(n, 22);
+    ck_assert(!spool_knows_history(sp, &old));
+    ck_assert(spool_knows_history(sp, &used)); /* one may still ask in it */
+    n += fill(300, 51, true);
+    ck_assert_uint_ge(n, 26);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_queue"), n + 2);
+    /* All that is left is in the queue. */
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), n + 2);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM threads"), 3);
+    ck_assert(!spool_knows_history(sp, &old));
+    ck_assert(!spool_knows_history(sp, &used));
+    free(text);
+}
+END_TEST
+
+/* Of a thread in use what a history takes (256 KiB) stays, and no more. */
+START_TEST(turns_that_no_history_takes_make_way_first)
+{
+    const size_t size = 31u << 10;
+    char *text = long_text(size);
+    struct id used = fx_thread(3).id;
+
+    spool_close(sp);
+    turns_kept = 64;
+    sp = open_spool(2u << 20, 100);
+    for (unsigned n = 1; n <= 20; n++) {
+        struct store_turn t;
+        struct store_row row = long_row(&t, n, 3, text, size);
+
+        spool_keep(sp, &row, 1);
+    }
+    spool_filled(sp, &used, true);
+    put_turn(100, 3);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), 21);
+    unsigned n = fill(200, 51, false);
+
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns") - (long long)n, 9);
+    ck_assert_int_eq(fx_int("SELECT depth FROM spool_threads WHERE used = "
+                            "(SELECT min(used) FROM spool_threads)"),
+                     1);
+    ck_assert(spool_knows_history(sp, &used));
+    free(text);
+}
+END_TEST
+
+/* Before newcomers are refused all that is kept has gone, the oldest first. */
+START_TEST(what_was_used_last_is_kept_for_longest)
+{
+    const size_t size = 64u << 10;
+    char *text = long_text(size);
+    unsigned n = 200;
+
+    spool_close(sp);
+    sp = open_spool(2u << 20, 100);
+    for (unsigned k = 1; k <= 12; k++) {
+        struct store_turn t;
+        struct store_row row = long_row(&t, k, k, text, size);
+
+        spool_keep(sp, &row, 1);
+    }
+    while (fx_int("SELECT count(*) FROM threads") >= 13 || n == 200) {
+        struct store_turn t;
+        struct store_row row = long_row(&t, n++, 51, text, size);
+
+        ck_assert_int_eq(spool_put(sp, &row, 1), DAC_OK);
+        spool_tidy(sp);
+        ck_assert(!stats().nearly_full);
+    }
+    struct id first = fx_thread(1).id;
+
+    ck_assert_uint_ge(stats().bytes, (2u << 20) / 10 * 7);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_threads WHERE thread_id LIKE "
+                            "'%00000001'"),
+                     0);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_threads WHERE thread_id LIKE "
+                            "'%0000000c'"),
+                     1);
+    ck_assert(!spool_knows_history(sp, &first));
+    free(text);
+}
+END_TEST
+
+/* --- what is kept ------------------------------------------------------------------- */
 
 START_TEST(threads_are_kept_by_use)
 {
@@ -524,6 +751,11 @@ int main(void)
     tcase_add_test(t, what_finds_no_thread_is_set_aside);
     tcase_add_test(t, a_row_of_another_org_is_refused);
     tcase_add_test(t, above_its_limit_nothing_is_taken);
+    tcase_add_test(t, a_batch_that_would_pass_the_limit_is_refused_whole);
+    tcase_add_loop_test(t, rows_take_no_more_than_is_thought, 0, 9);
+    tcase_add_test(t, threads_that_are_kept_make_way_for_the_queue);
+    tcase_add_test(t, turns_that_no_history_takes_make_way_first);
+    tcase_add_test(t, what_was_used_last_is_kept_for_longest);
     tcase_add_test(t, threads_are_kept_by_use);
     tcase_add_test(t, how_deep_a_thread_is_known);
     tcase_add_test(t, turns_without_a_thread_leave_with_the_queue);
