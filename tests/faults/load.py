@@ -49,8 +49,8 @@ async def _json(asked):
     return r
 
 
-async def native_stream(dac, mock, thread, question, acknowledged):
-    s = await _stream(dac.open_ask(thread, question))
+async def native_stream(dac, mock, thread, question, acknowledged, key=None):
+    s = await _stream(dac.open_ask(thread, question, {"Idempotency-Key": key}))
     if s is None:
         return
     done, errors = s.named("done"), s.named("error")
@@ -72,8 +72,8 @@ async def native_stream(dac, mock, thread, question, acknowledged):
     acknowledged.append((s.one("meta").data["turn_id"], text))
 
 
-async def native_json(dac, mock, thread, question, acknowledged):
-    r = await _json(dac.ask_json(thread, question, timeout=PATIENCE))
+async def native_json(dac, mock, thread, question, acknowledged, key=None):
+    r = await _json(dac.ask_json(thread, question, {"Idempotency-Key": key}, timeout=PATIENCE))
     if r is None:
         return
     d = r.json()
@@ -128,11 +128,17 @@ async def mix(dac, mock, thread, label, acknowledged):
         return say(f"{what} kumquat {label}?", tokens=6, token_size=12, **more)
 
     shared = ask("Shared")
+    mine, old = f"a key {label}", f"an old key {thread}"  # the second stands for a turn of the first mix
+    asked_before = say("Old kumquat?", tokens=6, token_size=12)
     await asyncio.gather(
         native_stream(dac, mock, thread, shared, acknowledged),
         native_stream(dac, mock, thread, shared, acknowledged),
         native_json(dac, mock, thread, shared, acknowledged),
         native_json(dac, mock, thread, ask("Own"), acknowledged),
+        native_json(dac, mock, thread, ask("Keyed"), acknowledged, mine),
+        native_stream(dac, mock, thread, ask("Keyed"), acknowledged, mine),
+        native_json(dac, mock, thread, asked_before, acknowledged, old),
+        native_stream(dac, mock, thread, asked_before, acknowledged, old),
         chat_stream(dac, mock, ask("Chat"), acknowledged),
         chat_json(dac, mock, ask("Whole"), acknowledged),
         plain(dac, "POST", "/api/threads/", {"title": "kumquats"}, (201,)),

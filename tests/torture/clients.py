@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+import zlib
 
 from ledger import Answer, Asked
 from lib import wire
@@ -65,7 +66,10 @@ class Client:
         more += f" token_size={size}" if size else ""
         name = f"{'Shared' if shared else 'My own'} kumquat {self.rng.getrandbits(48):012x}?"
         text = f"{name} [mock tokens={tokens} gap={gap}{more}]"
-        return self.ledger.ask(Asked(text, tokens, size, thread))
+        asked = Asked(text, tokens, size, thread)
+        if self.rng.random() < 0.3:
+            asked.key = name
+        return self.ledger.ask(asked)
 
     def question(self, chat):
         if self.rng.random() < 0.5:
@@ -79,17 +83,20 @@ class Client:
 
     async def post(self, asked, path, body, stream):
         """Asks, and asks again where the connection was lost or there was a 503; the open stream
-        or the response, None if it was given up."""
+        or the response, None if it was given up. Of some questions each request has a key."""
+        key = asked.key and f"{asked.key} {zlib.crc32(repr(body).encode()):08x}"
+        headers = {"Idempotency-Key": key} if key else {}
         for _ in range(60):
             asked.posts += 1
             try:
                 async with asyncio.timeout(STUCK):
-                    r = await (self.dac.stream if stream else self.dac.post)(path, body)
+                    r = await (self.dac.stream if stream else self.dac.post)(path, body, headers=headers)
             except CUT_OFF:
                 asked.left = True
                 self.ledger.count["cut off before an answer"] += 1
                 r = None
             if r and r.status == 200 and (stream or r.complete):
+                r.key = key
                 return r
             if r and stream:
                 r = wire.Response(r.head, await r.body(), True)
@@ -113,7 +120,7 @@ class Client:
             return
         if problem["code"] == "cancelled" and r.status == 409:
             self.ledger.answers["chat JSON, cancelled"] += 1
-            if not asked.cancelled:
+            if not asked.may_be_cancelled:
                 self.ledger.problem("order", f"cancelled, though nobody said stop: {asked.text}")
             return
         self.ledger.refused(problem["code"], f"{r.status}")
@@ -131,6 +138,7 @@ class Client:
         if not s:
             return
         answer = Answer(self.ledger, asked)
+        answer.key = s.key
         how = self.rng.random()
         if how < 0.10:
             await self.read(s, answer, leave=self.rng.randrange(1, 12))
@@ -250,7 +258,8 @@ class Client:
             return
         turn = r.json()
         text = turn["assistant_message"]["content"]
-        if turn["status"] == "cancelled" and asked.cancelled:
+        self.ledger.told(r.key, turn["turn_id"], asked)
+        if turn["status"] == "cancelled" and asked.may_be_cancelled:
             self.ledger.answers["native JSON, cancelled"] += 1
             pure = asked.expected.startswith(text)
         else:
@@ -266,6 +275,7 @@ class Client:
         if not r:
             return
         text = r.json()["choices"][0]["message"]["content"]
+        self.ledger.told(r.key, r.get("x-dac-turn-id"), asked)
         self.ledger.answers["chat JSON, done"] += 1
         if text != asked.expected:
             self.ledger.problem("text", f"chat: {text!r}: {asked.text}")
@@ -302,6 +312,7 @@ class Client:
 
     def chat_ended(self, asked, s, text, finish, error):
         if s.chat_done:
+            self.ledger.told(s.key, s.head.get("x-dac-turn-id"), asked)
             self.ledger.answers["chat stream, done"] += 1
             if text != asked.expected or finish != "stop" or error:
                 self.ledger.problem("text", f"[DONE] behind {text!r}, {finish}, {error}: {asked.text}")
@@ -309,7 +320,7 @@ class Client:
         elif error and s.complete:
             if error["code"] == "cancelled":
                 self.ledger.answers["chat stream, cancelled"] += 1
-                if not asked.cancelled:
+                if not asked.may_be_cancelled:
                     self.ledger.problem("order", f"cancelled, though nobody said stop: {asked.text}")
             else:
                 self.ledger.refused(error["code"], "a chat stream")

@@ -31,15 +31,22 @@ class Asked:
             self.expected = " ".join(f"tok-{h}-{i}" for i in range(tokens))
         self.thread = thread  # None: chat
         self.posts = 0
+        self.key = None  # what its Idempotency-Keys begin with; None: it is asked without
         self.cancelled = False  # somebody said stop
         self.left = False  # somebody left it or was cut off: it may end as cancelled by itself
         self.began = time.monotonic()
+
+    @property
+    def may_be_cancelled(self):
+        """Whether a request of its own may find it cancelled: a key stands for what came of it."""
+        return self.cancelled or (self.key is not None and self.left)
 
 
 class Ledger:
     def __init__(self):
         self.asked = {}  # text: Asked
         self.acknowledged = {}  # turn: (Asked, status, text)
+        self.keys = {}  # Idempotency-Key: the turn that it was told to stand for
         self.threads = set()  # ids of threads that were said to be stored
         self.running = collections.deque(maxlen=16)  # (turn, Asked) that began of late
         self.count = collections.Counter()
@@ -67,6 +74,16 @@ class Ledger:
         if known[0] is not asked or known[1:] != (status, text):
             self.problem("duplicate", f"turn {turn} was told twice, not alike: {known[1:]}, {status}, {text!r}")
 
+    def told(self, key, turn, asked):
+        """A request with this key was told that its turn is stored. Where the children of a dead
+        master still ended what they had, that and another turn may have had it."""
+        if key is None:
+            return
+        self.count["answers by key"] += 1
+        if self.keys.setdefault(key, turn) == turn or any(to >= asked.began for _, to in self.two_masters):
+            return
+        self.problem("duplicate", f"a key stood for turn {self.keys[key]}, then for {turn}: {asked.text}")
+
     def refused(self, code, where):
         self.answers[f"error {code}"] += 1
         if code not in CODES:
@@ -91,6 +108,7 @@ class Answer:
         self.at = (0, 0)
         self.stream = None  # the present connection
         self.connections = 0
+        self.key = None  # of the request that it is the answer of, while nobody resumed it
         self.ended = None  # the event that ended it
         self.began = time.monotonic()
 
@@ -126,11 +144,13 @@ class Answer:
 
     def end(self, e):
         self.ended = e
+        if e.name == "done" and self.connections == 1:
+            self.ledger.told(self.key, self.turn, self.asked)
         if e.name == "error":
             self.ledger.refused(e.data["code"], "a stream")
         elif e.data["finish_reason"] == "cancelled":
             # It never happens to one who listened all the time, unless somebody said stop.
-            if not self.asked.cancelled and not (self.asked.left and self.connections > 1):
+            if not self.asked.may_be_cancelled and not (self.asked.left and self.connections > 1):
                 self.wrong("order", "cancelled, though nobody said stop")
             self.ledger.answers["native stream, cancelled"] += 1
             self.ledger.acknowledge(self.turn, self.asked, "cancelled", self.text)

@@ -171,8 +171,14 @@ def judge_calls(dac, ledger, rows, messages):
     calls = collections.defaultdict(list)
     for question, begin, end, whole in ledger.calls.values():
         calls[question].append((begin, end or begin, whole))
+    found = dac.sql("SELECT data FROM rejected WHERE kind = 'turn' AND data IS NOT NULL")
+    aside = [json.loads(r["data"])["question"] for r in found]
+    for question in aside:
+        ledger.count["turns set aside"] += 1
+        turns.pop(question, None)
     for question, asked in ledger.asked.items():
-        judge_question(ledger, asked, turns[question], sorted(calls[question]), deaths)
+        if question not in aside:
+            judge_question(ledger, asked, turns[question], sorted(calls[question]), deaths)
     ledger.count["turns stored"] = len(rows)
     ledger.count["calls to the provider"] = len(ledger.calls)
     ledger.count["questions that were asked for again"] = sum(row["generation"] > 0 for row in rows)
