@@ -19,7 +19,7 @@
 
 #define STORE_MAGIC        0x53544f52u
 #define STORE_READER_MAGIC 0x52454144u
-#define STORE_ERROR_SIZE   512
+#define STORE_ERROR_SIZE   1024
 
 #define STORE_ROWS_MAX          200          /* rows of one page */
 #define STORE_PAGE_BYTES_MAX    (8u << 20)   /* text of one page, but at least one row */

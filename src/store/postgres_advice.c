@@ -68,23 +68,32 @@ static const char *advice_on(const char *text)
     return NULL;
 }
 
+/* libpq's lines, one for each server it tried, but for its guesses, which begin with a
+ * tab.
+ */
+static size_t copy_lines(const char *text, char *out, size_t n)
+{
+    size_t k = 0;
+
+    while (*text != '\0') {
+        size_t len = strcspn(text, "\n");
+
+        if (len > 0 && text[0] != '\t' && k < n)
+            k += (size_t)snprintf(out + k, n - k, "%s%.*s", k > 0 ? "; " : "", (int)len,
+                                  text);
+        text += len + (text[len] == '\n');
+    }
+    return k < n ? k : n - 1;
+}
+
 void postgres_failure(const PGconn *pg, const char *passfile, char *why, size_t n)
 {
     const char *text = pg != NULL ? PQerrorMessage(pg) : "";
-    const char *guess = strstr(text, "\n\t");
     const char *advice = advice_on(text);
-    size_t len = guess != NULL ? (size_t)(guess - text) : strlen(text);
+    size_t k = copy_lines(text, why, n - ADVICE_SIZE);
 
-    while (len > 0 && text[len - 1] == '\n')
-        len--;
-    if (len == 0)
-        text = "the connection to PostgreSQL was lost", len = strlen(text);
-    if (len > n - ADVICE_SIZE)
-        len = n - ADVICE_SIZE;
-    size_t k = (size_t)snprintf(why, n, "%.*s", (int)len, text);
-
-    for (char *p = why; (p = strchr(p, '\n')) != NULL;)
-        *p = ' ';
+    if (k == 0)
+        k = (size_t)snprintf(why, n, "the connection to PostgreSQL was lost");
     if (passfile != NULL && pg != NULL && PQconnectionNeedsPassword(pg) == 1)
         snprintf(why + k, n - k,
                  ": \"%s\" is left out, since others may read it: chmod 0600", passfile);

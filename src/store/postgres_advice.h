@@ -8,9 +8,9 @@
 #include <libpq-fe.h>
 #include <stddef.h>
 
-/* libpq's text about its connection (NULL: it could not be made) on one line, without
- * libpq's guesses, with advice behind it. `passfile` is one that was left out, NULL: none
- * was. */
+/* What libpq says about its connection (NULL: it could not be made), of all servers that
+ * it tried, on one line, without its guesses, with advice behind it. `passfile` is one
+ * that was left out, NULL: none was. */
 void postgres_failure(const PGconn *pg, const char *passfile, char *why, size_t n);
 
 #endif

@@ -43,7 +43,7 @@
 #define HOST_TIMEOUT_MAX_S 60
 #define BACKOFF_MIN_NS     (100 * NS_PER_MS)
 #define BACKOFF_MAX_NS     (5 * NS_PER_S)
-#define ERROR_SIZE         512
+#define ERROR_SIZE         1024
 #define NAME_SIZE          24
 #define NO_FILE            "/dev/null/none"
 

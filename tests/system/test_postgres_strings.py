@@ -409,6 +409,14 @@ async def test_the_server_that_writes_is_taken(make_postgres, start):
     assert not writes.sessions()
 
 
+async def test_what_each_server_says_is_told(make_postgres, start):
+    """A name may have several addresses, too: the reason is often not the first one's."""
+    server = make_postgres(hba=SCRAM)
+    ports = f"1,{server.port}"
+    dac = start(conninfo(host="127.0.0.1,localhost", port=ports, user="dac", dbname="dac", sslmode="require"))
+    await is_told(dac, "port 1 failed: Connection refused; .* does not support SSL.*: set ssl = on")
+
+
 async def test_no_server_writes(make_postgres, start):
     servers = make_postgres(hba=SCRAM), make_postgres(hba=SCRAM)
     for s in servers:
