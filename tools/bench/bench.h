@@ -22,11 +22,12 @@ struct bench_options {
     const char *org, *provider, *model, *extra;
     enum thread_choice threads;
     const char *thread; /* THREADS_GIVEN */
+    const char *bare;   /* store: where the bare commit goes */
     size_t clients, asks, warmup;
     bool identical, json, with_floor;
     pid_t pid; /* dacd's master, 0: unknown */
     size_t tokens, token_size, size;
-    uint64_t gap_ns, ttft_ns, ramp_ns, timeout_ns;
+    uint64_t gap_ns, ttft_ns, ramp_ns, timeout_ns, pause_ns;
     size_t followers[FOLLOWERS_MAX]; /* fit: ascending */
     size_t follower_count, repeat;
     bool ttft_given;
@@ -36,6 +37,7 @@ struct bench_options {
 int bench_stream(const struct bench_options *o, struct report *r);
 int bench_burst(const struct bench_options *o, struct report *r);
 int bench_ttft(const struct bench_options *o, struct report *r);
+int bench_store(const struct bench_options *o, struct report *r);
 int bench_floor(const struct bench_options *o, struct report *r);
 int bench_fit(const struct bench_options *o, struct report *r);
 

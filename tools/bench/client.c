@@ -153,7 +153,9 @@ void client_ask(struct client *c)
 {
     c->status = 0;
     c->ok = c->stream = c->done = c->refused = c->delta_event = c->bad_event = false;
-    c->head_ns = c->first_ns = c->end_ns = 0;
+    c->done_event = false;
+    c->stored[0] = '\0';
+    c->head_ns = c->first_ns = c->done_ns = c->end_ns = 0;
     c->bytes = c->text_count = c->mark = c->seen = c->id = 0;
     c->line_len = 0;
     c->request_sent = 0;
@@ -220,15 +222,35 @@ static void text_came(struct client *c, uint64_t mark, uint64_t now_ns)
         c->ops->on_text(c, mark, now_ns);
 }
 
+static void note_done(struct client *c, uint64_t now_ns)
+{
+    c->done = true;
+    c->done_ns = now_ns;
+}
+
+/* Of the data of `done`: the member "stored", a word or null. */
+static void note_stored(struct client *c, const char *data)
+{
+    static const char key[] = "\"stored\":\"";
+    const char *word = strstr(data, key);
+
+    if (!word)
+        return;
+    word += sizeof(key) - 1;
+    snprintf(c->stored, sizeof(c->stored), "%.*s", (int)strcspn(word, "\""), word);
+}
+
 /* A line of the event stream is whole; `line` holds its first `n` bytes and a NUL. */
 static void take_line(struct client *c, const char *line, size_t n, uint64_t now_ns)
 {
     if (n == 0) {
-        c->delta_event = c->bad_event = false;
+        c->delta_event = c->bad_event = c->done_event = false;
     } else if (strncmp(line, "event: ", 7) == 0) {
         c->delta_event = strcmp(line + 7, "delta") == 0;
         c->bad_event = strcmp(line + 7, "error") == 0;
-        c->done |= strcmp(line + 7, "done") == 0;
+        c->done_event = strcmp(line + 7, "done") == 0;
+        if (c->done_event)
+            note_done(c, now_ns);
     } else if (strncmp(line, "id: ", 4) == 0) {
         const char *dash = strchr(line, '-');
 
@@ -238,8 +260,10 @@ static void take_line(struct client *c, const char *line, size_t n, uint64_t now
 
         if (c->delta_event) {
             text_came(c, c->id, now_ns);
+        } else if (c->done_event) {
+            note_stored(c, line);
         } else if (strcmp(line + 6, "[DONE]") == 0) {
-            c->done = true;
+            note_done(c, now_ns);
         } else if ((content = strstr(line, "\"content\":")) != NULL) {
             content += 10 + strspn(content + 10, " ");
             if (content[0] == '"' && content[1] != '"')

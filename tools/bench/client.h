@@ -63,11 +63,12 @@ struct client {
     size_t request_len, request_sent;
     /* The answer. */
     int status;
-    bool ok;      /* a whole answer with status 200, and for streams done or [DONE] */
-    bool stream;  /* Content-Type is text/event-stream */
-    bool done;    /* the stream said that it ended well */
-    bool refused; /* no connection, or it broke off */
-    uint64_t asked_ns, head_ns, first_ns, end_ns;
+    bool ok;         /* a whole answer with status 200, and for streams done or [DONE] */
+    bool stream;     /* Content-Type is text/event-stream */
+    bool done;       /* the stream said that it ended well */
+    char stored[16]; /* where, as it said then; empty: nowhere */
+    bool refused;    /* no connection, or it broke off */
+    uint64_t asked_ns, head_ns, first_ns, done_ns, end_ns;
     uint64_t bytes;      /* received, heads and frames too */
     uint64_t text_count; /* on_text() calls */
     uint64_t mark;       /* of the last on_text() */
@@ -78,7 +79,7 @@ struct client {
     uint64_t left;
     size_t line_len; /* of the present line, above CLIENT_LINE_KEEP too */
     char line[CLIENT_LINE_KEEP];
-    bool delta_event, bad_event, closing;
+    bool delta_event, bad_event, done_event, closing;
     uint64_t id;
 };
 

@@ -21,6 +21,7 @@ static const struct {
     {"burst", bench_burst, "many clients wait for whole answers: latency"},
     {"ttft", bench_ttft, "TTFT through the server and from the mock, asked in turn"},
     {"floor", bench_floor, "a bare send() loop to the same clients: the baseline"},
+    {"store", bench_store, "from the provider's end to done, and a bare commit, in turn"},
     {"fit", bench_fit,
      "both for many numbers of followers, and CPU = a + b x deliveries"},
 };
@@ -50,6 +51,8 @@ enum option_key {
     OPT_FLOOR,
     OPT_FOLLOWERS,
     OPT_REPEAT,
+    OPT_BARE,
+    OPT_PAUSE,
     OPT_JSON,
     OPT_HELP
 };
@@ -79,6 +82,8 @@ static const struct option long_options[] = {
     {"with-floor", no_argument, NULL, OPT_FLOOR},
     {"followers", required_argument, NULL, OPT_FOLLOWERS},
     {"repeat", required_argument, NULL, OPT_REPEAT},
+    {"bare", required_argument, NULL, OPT_BARE},
+    {"pause", required_argument, NULL, OPT_PAUSE},
     {"json", no_argument, NULL, OPT_JSON},
     {"help", no_argument, NULL, OPT_HELP},
     {NULL, 0, NULL, 0},
@@ -101,7 +106,9 @@ static const char usage[] =
     "  --size BYTES       floor: of one event on the wire (80)\n"
     "  --followers LIST   fit: ascending (10,100,250,500,1000,2500,5000)\n"
     "  --repeat N         fit: runs of each, of which the median counts (3)\n"
-    "  --warmup N         ttft: unmeasured questions first (20)\n"
+    "  --warmup N         ttft, store: unmeasured questions first (20)\n"
+    "  --bare WHERE       store: sqlite:FILE, or postgres: with a connection string\n"
+    "  --pause TIME       store: before each turn and each commit (3ms)\n"
     "  --timeout TIME     for the whole run (120s)     --json\n"
     "Times are 5s, 20ms or 100us; a bare number is milliseconds.\n";
 
@@ -213,6 +220,9 @@ static void take_load_option(int key, struct bench_options *o)
     case OPT_RAMP:
         o->ramp_ns = parse_time("--ramp", optarg);
         break;
+    case OPT_PAUSE:
+        o->pause_ns = parse_time("--pause", optarg);
+        break;
     case OPT_TIMEOUT:
         o->timeout_ns = parse_time("--timeout", optarg);
         break;
@@ -259,6 +269,9 @@ static void take_option(int key, struct bench_options *o)
     case OPT_EXTRA:
         o->extra = optarg;
         break;
+    case OPT_BARE:
+        o->bare = optarg;
+        break;
     case OPT_FLOOR:
         o->with_floor = true;
         break;
@@ -303,6 +316,7 @@ int main(int argc, char **argv)
                               .size = 80,
                               .gap_ns = 20 * NS_PER_MS,
                               .timeout_ns = 120 * NS_PER_S,
+                              .pause_ns = 3 * NS_PER_MS,
                               .repeat = 3};
     static struct report report;
     int key, status;
