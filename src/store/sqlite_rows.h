@@ -9,6 +9,7 @@
 #include <sqlite3.h>
 
 #include "store/internal.h"
+#include "store/sqlite_checkpoint.h"
 
 enum {
     W_BEGIN,
@@ -38,7 +39,8 @@ struct sqlite_store {
     char *path;              /* owned */
     sqlite3_stmt *stmt[W_N]; /* prepared by the migration */
     bool prepared;
-    int wal_pages;     /* length of the log after the last commit */
+    struct sqlite_checkpoint *checkpoint; /* owned */
+    int wal_pages;                        /* length of the log after the last commit */
     int wal_due_pages; /* length at which the next checkpoint is worth it */
 };
 

@@ -3,9 +3,9 @@
  * one transaction, begun and committed inside store_write(); a turn that breaks a
  * constraint by its messages is taken out again alone (a savepoint around each would cost
  * the good ones a fifth of their time). Checkpoints are not left to SQLite, which would
- * run them inside a commit that somebody waits for: store_tidy() does, and a commit only
- * when the log is long overdue or readers keep it from starting over. Runs in the
- * recorder.
+ * run them inside a commit that somebody waits for: store_tidy() has a thread do it, and
+ * waits only if that does not keep up; a commit does it when the log is long overdue or
+ * readers keep it from starting over. Runs in the recorder.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -27,9 +27,12 @@
 #include "store/sqlite.h"
 #include "store/sqlite_writer.h"
 
-/* Lengths of the log, in pages of 4 KiB: store_tidy() checkpoints; a commit does; readers
- * are waited for, so that the log starts over. */
-#define WAL_TIDY_PAGES     1000
+/* Lengths of the log, in pages of 4 KiB: store_tidy() begins a checkpoint, waits for it;
+ * a commit does one; readers are waited for, so that the log starts over. Each start
+ * costs somebody a second fdatasync, so it should not be one in a hundred turns, which
+ * write 9 to 10 pages if they come singly. */
+#define WAL_TIDY_PAGES     1250
+#define WAL_WAIT_PAGES     1450
 #define WAL_OVERDUE_PAGES  4000
 #define WAL_RESTART_PAGES  16000
 #define WAL_RESTART_MS     50
@@ -363,14 +366,20 @@ static void sqlite_store_tidy(struct store *st)
 {
     struct sqlite_store *s = self(st);
 
-    if (s->wal_pages >= s->wal_due_pages)
-        checkpoint(s);
+    if (s->wal_pages < s->wal_due_pages)
+        return;
+    if (s->wal_pages < s->wal_due_pages + (WAL_WAIT_PAGES - WAL_TIDY_PAGES) &&
+        sqlite_checkpoint_begin(s->checkpoint))
+        return;
+    sqlite_checkpoint_wait(s->checkpoint);
+    checkpoint(s);
 }
 
 static void sqlite_store_close(struct store *st)
 {
     struct sqlite_store *s = self(st);
 
+    sqlite_checkpoint_free(s->checkpoint);
     sqlite_finalize_all(s->stmt, W_N);
     sqlite3_close(s->db);
     free(s->path);
@@ -400,7 +409,9 @@ enum dac_err store_sqlite_open(struct event_base *base, const struct store_optio
         return e;
     s->wal_due_pages = WAL_TIDY_PAGES;
     s->path = strdup(opt->sqlite);
-    if (store_init(&s->core, &sqlite_ops, base, opt) != DAC_OK || s->path == NULL)
+    s->checkpoint = sqlite_checkpoint_new(opt->sqlite);
+    if (store_init(&s->core, &sqlite_ops, base, opt) != DAC_OK || s->path == NULL ||
+        s->checkpoint == NULL)
         goto fail;
     create_file(s->path);
     e = sqlite_connect(s->path, SQLITE_OPEN_READWRITE, &s->db, why, n);
