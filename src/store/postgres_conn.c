@@ -788,6 +788,11 @@ int postgres_conn_server_version(const struct postgres_conn *c)
     return c->state == CONN_UP ? PQserverVersion(c->pg) : 0;
 }
 
+int postgres_conn_backend_pid(const struct postgres_conn *c)
+{
+    return c->state == CONN_UP ? PQbackendPID(c->pg) : 0;
+}
+
 void postgres_conn_works(struct postgres_conn *c)
 {
     c->backoff_ns = 0;

@@ -78,6 +78,8 @@ int postgres_conn_server_version(const struct postgres_conn *c);
 /* Since when nothing moves (clock_now_ns): no byte came from the server, the kernel took
  * none for it, and none that it holds has gone since this was asked last. */
 uint64_t postgres_conn_still_since_ns(struct postgres_conn *c);
+/* The process id that the other end named when it was connected to; 0 while down. */
+int postgres_conn_backend_pid(const struct postgres_conn *c);
 /* The server does what is asked of it: the next failure is answered by a quick attempt.
  */
 void postgres_conn_works(struct postgres_conn *c);

@@ -9,19 +9,50 @@
 #include "base/json.h"
 #include "store/rejected.h"
 
-static const Oid thread_types[] = {POSTGRES_UUID_ARRAY, POSTGRES_TEXT_ARRAY,
-                                   POSTGRES_TEXT_ARRAY, POSTGRES_TIMESTAMPTZ_ARRAY};
+/* The parameters of a thread `t` and a turn `t`, in the order of the statements: type,
+ * and how `a` gets it. X makes of each what is needed: values of one row, or arrays. */
+#define THREAD_PARAMETERS(X)                                                             \
+    X(POSTGRES_UUID, postgres_add_id(a, &t->id))                                         \
+    X(POSTGRES_TEXT, postgres_add_str(a, t->org))                                        \
+    X(POSTGRES_TEXT, postgres_add_text(a, &t->title))                                    \
+    X(POSTGRES_TIMESTAMPTZ, postgres_add_time(a, t->created_us))
+#define TURN_PARAMETERS(X)                                                               \
+    X(POSTGRES_UUID, postgres_add_id(a, &t->id))                                         \
+    X(POSTGRES_TEXT, postgres_add_str(a, t->org))                                        \
+    X(POSTGRES_UUID, postgres_add_id(a, &t->thread_id))                                  \
+    X(POSTGRES_TEXT, postgres_add_str(a, t->provider))                                   \
+    X(POSTGRES_TEXT, postgres_add_str(a, t->model))                                      \
+    X(POSTGRES_TEXT, postgres_add_str(a, t->status))                                     \
+    X(POSTGRES_TEXT, postgres_add_str(a, t->finish_reason))                              \
+    X(POSTGRES_TEXT, postgres_add_str(a, t->error_code))                                 \
+    X(POSTGRES_FLOAT8, postgres_add_duration(a, t->ttft_ms))                             \
+    X(POSTGRES_FLOAT8, postgres_add_duration(a, t->latency_ms))                          \
+    X(POSTGRES_FLOAT8, postgres_add_duration(a, t->queue_wait_ms))                       \
+    X(POSTGRES_INT8, postgres_add_count(a, t->prompt_tokens))                            \
+    X(POSTGRES_INT8, postgres_add_count(a, t->completion_tokens))                        \
+    X(POSTGRES_INT8, postgres_add_int(a, t->followers))                                  \
+    X(POSTGRES_INT8, postgres_add_int(a, t->hits))                                       \
+    X(POSTGRES_INT8, postgres_add_int(a, t->generation))                                 \
+    X(POSTGRES_TEXT, postgres_add_str(a, storable_str(t->fetcher)))                      \
+    X(POSTGRES_BYTEA, postgres_add_bytes(a, t->key_digest, sizeof(t->key_digest)))       \
+    X(POSTGRES_TIMESTAMPTZ, postgres_add_time(a, t->created_us))                         \
+    X(POSTGRES_TIMESTAMPTZ, postgres_add_time(a, t->finished_us))                        \
+    X(POSTGRES_UUID, postgres_add_id(a, &t->user_message_id))                            \
+    X(POSTGRES_TEXT, postgres_add_text(a, &t->user_content))                             \
+    X(POSTGRES_UUID, postgres_add_id(a, answer_id(t)))                                   \
+    X(POSTGRES_TEXT, postgres_add_text(a, &t->assistant_content))                        \
+    X(POSTGRES_TEXT, postgres_add_text(a, &t->citations))                                \
+    X(POSTGRES_TEXT, postgres_add_text(a, &t->tool_calls))
+
+#define TYPE(oid, add)       oid,
+#define ARRAY_TYPE(oid, add) oid##_ARRAY,
+#define VALUE(oid, add)      add;
+
+static const Oid thread_types[] = {THREAD_PARAMETERS(TYPE)};
+static const Oid threads_types[] = {THREAD_PARAMETERS(ARRAY_TYPE)};
+static const Oid turn_types[] = {TURN_PARAMETERS(TYPE)};
+static const Oid turns_types[] = {TURN_PARAMETERS(ARRAY_TYPE)};
 static const Oid id_types[] = {POSTGRES_UUID_ARRAY, POSTGRES_TEXT_ARRAY};
-static const Oid turn_types[] = {
-    POSTGRES_UUID_ARRAY,        POSTGRES_TEXT_ARRAY,        POSTGRES_UUID_ARRAY,
-    POSTGRES_TEXT_ARRAY,        POSTGRES_TEXT_ARRAY,        POSTGRES_TEXT_ARRAY,
-    POSTGRES_TEXT_ARRAY,        POSTGRES_TEXT_ARRAY,        POSTGRES_FLOAT8_ARRAY,
-    POSTGRES_FLOAT8_ARRAY,      POSTGRES_FLOAT8_ARRAY,      POSTGRES_INT8_ARRAY,
-    POSTGRES_INT8_ARRAY,        POSTGRES_INT8_ARRAY,        POSTGRES_INT8_ARRAY,
-    POSTGRES_INT8_ARRAY,        POSTGRES_TEXT_ARRAY,        POSTGRES_BYTEA_ARRAY,
-    POSTGRES_TIMESTAMPTZ_ARRAY, POSTGRES_TIMESTAMPTZ_ARRAY, POSTGRES_UUID_ARRAY,
-    POSTGRES_TEXT_ARRAY,        POSTGRES_UUID_ARRAY,        POSTGRES_TEXT_ARRAY,
-    POSTGRES_TEXT_ARRAY,        POSTGRES_TEXT_ARRAY};
 static const Oid limit_types[] = {POSTGRES_TEXT};
 static const Oid count_types[] = {POSTGRES_UUID, POSTGRES_INT8, POSTGRES_INT8};
 static const Oid title_types[] = {POSTGRES_UUID, POSTGRES_TEXT, POSTGRES_TEXT};
@@ -36,45 +67,68 @@ static const Oid rejected_types[] = {POSTGRES_UUID,       POSTGRES_TEXT, POSTGRE
 
 #define TYPES(t) .params = (int)DAC_ARRAY_LEN(t), .types = (t)
 
+/* An operator's synchronous_commit stands, unless it takes away durability. Plans are
+ * made once, since making one takes longer than running it, and a kept plan must look ids
+ * up in their indexes also if the table was small when it was made. `local`: until the
+ * end of the transaction. */
+#define LIMITS(local)                                                                    \
+    "SELECT set_config('statement_timeout', $1, " local "), "                            \
+    "set_config('synchronous_commit', CASE current_setting('synchronous_commit') "       \
+    "WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, " local "), "  \
+    "set_config('plan_cache_mode', 'force_generic_plan', " local "), "                   \
+    "set_config('enable_seqscan', 'off', " local ")"
+
+#define TURN_COLUMNS                                                                     \
+    "id, org, thread_id, provider, model, status, finish_reason, error_code, ttft_ms, "  \
+    "latency_ms, queue_wait_ms, prompt_tokens, completion_tokens, followers, hits, "     \
+    "generation, fetcher, key_digest, created_at, finished_at"
+
+#define MESSAGE_COLUMNS                                                                  \
+    "id, turn_id, thread_id, role, content, citations, tool_calls, created_at"
+
 const struct postgres_statement postgres_writer_sql[W_N] = {
-    /* An operator's synchronous_commit stands, unless it takes away durability. */
-    [W_LIMITS] = {"SELECT set_config('statement_timeout', $1, true), "
-                  "set_config('synchronous_commit', CASE "
-                  "current_setting('synchronous_commit') WHEN 'off' THEN 'on' ELSE "
-                  "current_setting('synchronous_commit') END, true)",
-                  TYPES(limit_types)},
+    [W_PID] = {"SELECT pg_backend_pid()", .params = 0},
+    [W_SESSION] = {LIMITS("false"), TYPES(limit_types)},
+    [W_LIMITS] = {LIMITS("true"), TYPES(limit_types)},
+    [W_THREAD] = {"INSERT INTO threads (id, org, title, created_at) "
+                  "VALUES ($1, $2, $3, $4) ON CONFLICT (id) DO NOTHING",
+                  TYPES(thread_types)},
     [W_THREADS] = {"INSERT INTO threads (id, org, title, created_at) "
                    "SELECT * FROM unnest($1, $2, $3, $4) ON CONFLICT (id) DO NOTHING",
-                   TYPES(thread_types)},
+                   TYPES(threads_types)},
     [W_THREADS_MISSING] =
         {"SELECT i.place, EXISTS (SELECT FROM threads t WHERE t.id = i.id) "
          "FROM unnest($1, $2) WITH ORDINALITY AS i (id, org, place) "
          "WHERE (SELECT t.org FROM threads t WHERE t.id = i.id) IS DISTINCT FROM i.org",
          TYPES(id_types)},
+    [W_TURN] = {"WITH new AS (INSERT INTO turns (" TURN_COLUMNS
+                ") SELECT $1, $2, $3, $4, $5, "
+                "$6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20 "
+                "WHERE $3 IS NULL OR (SELECT t.org FROM threads t WHERE t.id = $3) = $2 "
+                "ON CONFLICT (id) DO NOTHING RETURNING id) "
+                "INSERT INTO messages (" MESSAGE_COLUMNS
+                ") SELECT m.id, new.id, $3, m.role, "
+                "m.content, m.citations, m.tool_calls, m.created_at FROM new, "
+                "(VALUES ($21, 'user', $22, NULL::json, NULL::json, $19), "
+                "($23, 'assistant', $24, $25::json, $26::json, $20)) "
+                "AS m (id, role, content, citations, tool_calls, created_at) "
+                "WHERE m.content IS NOT NULL",
+                TYPES(turn_types)},
     [W_TURNS] =
         {"WITH i AS MATERIALIZED (SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, "
          "$9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, "
-         "$25, $26) AS i (id, org, thread_id, provider, model, status, finish_reason, "
-         "error_code, ttft_ms, latency_ms, queue_wait_ms, prompt_tokens, "
-         "completion_tokens, followers, hits, generation, fetcher, key_digest, "
-         "created_at, finished_at, user_id, question, assistant_id, answer, citations, "
-         "tool_calls)), "
-         "new AS (INSERT INTO turns (id, org, thread_id, provider, model, status, "
-         "finish_reason, error_code, ttft_ms, latency_ms, queue_wait_ms, prompt_tokens, "
-         "completion_tokens, followers, hits, generation, fetcher, key_digest, "
-         "created_at, finished_at) SELECT id, org, thread_id, provider, model, status, "
-         "finish_reason, error_code, ttft_ms, latency_ms, queue_wait_ms, prompt_tokens, "
-         "completion_tokens, followers, hits, generation, fetcher, key_digest, "
-         "created_at, finished_at FROM i WHERE thread_id IS NULL OR (SELECT t.org FROM "
-         "threads t WHERE t.id = i.thread_id) = i.org "
-         "ON CONFLICT (id) DO NOTHING RETURNING id) "
-         "INSERT INTO messages (id, turn_id, thread_id, role, content, citations, "
-         "tool_calls, created_at) SELECT user_id, id, thread_id, 'user', question, "
-         "NULL::json, NULL::json, created_at FROM i WHERE id IN (SELECT id FROM new) "
-         "UNION ALL SELECT assistant_id, id, thread_id, 'assistant', answer, "
-         "citations::json, tool_calls::json, finished_at FROM i WHERE answer IS NOT NULL "
-         "AND id IN (SELECT id FROM new)",
-         TYPES(turn_types)},
+         "$25, $26) AS i (" TURN_COLUMNS ", user_id, question, assistant_id, answer, "
+         "citations, tool_calls)), "
+         "new AS (INSERT INTO turns (" TURN_COLUMNS ") SELECT " TURN_COLUMNS " FROM i "
+         "WHERE thread_id IS NULL OR (SELECT t.org FROM threads t WHERE t.id = "
+         "i.thread_id) = i.org ON CONFLICT (id) DO NOTHING RETURNING id) "
+         "INSERT INTO messages (" MESSAGE_COLUMNS ") SELECT user_id, id, thread_id, "
+         "'user', question, NULL::json, NULL::json, created_at FROM i "
+         "WHERE id IN (SELECT id FROM new) UNION ALL "
+         "SELECT assistant_id, id, thread_id, 'assistant', answer, citations::json, "
+         "tool_calls::json, finished_at FROM i WHERE answer IS NOT NULL AND id IN "
+         "(SELECT id FROM new)",
+         TYPES(turns_types)},
     [W_TURNS_MISSING] =
         {"SELECT i.place, EXISTS (SELECT FROM turns t WHERE t.id = i.id) "
          "FROM unnest($1, $2) WITH ORDINALITY AS i (id, org, place) "
@@ -126,81 +180,95 @@ void postgres_put_limits(struct postgres_args *a, uint64_t timeout_ns)
     postgres_add_str(a, text);
 }
 
-/* One array: element(row) of each row of `kind`. */
-#define COLUMN(a, rows, n, kind, oid, element)                                           \
-    do {                                                                                 \
-        postgres_array_begin(a, oid);                                                    \
-        for (size_t i_ = 0; i_ < (n); i_++) {                                            \
-            const struct store_row *row = &(rows)[i_];                                   \
-            if (is_of(row, kind))                                                        \
-                element;                                                                 \
-        }                                                                                \
-        postgres_array_end(a);                                                           \
-    } while (0)
-
-#define THREAD_COLUMN(oid, element) COLUMN(a, rows, n, STORE_THREAD, oid, element)
-#define TURN_COLUMN(oid, element)   COLUMN(a, rows, n, STORE_TURN, oid, element)
-
-void postgres_put_threads(struct postgres_args *a, const struct store_row *rows, size_t n)
+static const char *storable_str(const char *s)
 {
+    return s != NULL && utf8_valid(s, strlen(s)) ? s : NULL;
+}
+
+static const struct id *answer_id(const struct store_turn *t)
+{
+    static const struct id none;
+
+    return t->assistant_content.s != NULL ? &t->assistant_message_id : &none;
+}
+
+/* The first row of `kind` that is to be sent, and with `count` how many there are. */
+static const struct store_row *find(const struct store_row *rows, size_t n,
+                                    enum store_row_kind kind, size_t *count)
+{
+    const struct store_row *first = NULL;
+
+    *count = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (!is_of(&rows[i], kind))
+            continue;
+        first = first != NULL ? first : &rows[i];
+        ++*count;
+    }
+    return first;
+}
+
+/* One array: `add` for each row of `kind`, whose member of `u` is `t`. */
+#define ARRAY(kind_, member, oid, add)                                                   \
+    postgres_array_begin(a, oid);                                                        \
+    for (size_t i = 0; i < n; i++) {                                                     \
+        if (is_of(&rows[i], kind_)) {                                                    \
+            const struct store_##member *t = &rows[i].u.member;                          \
+            add;                                                                         \
+        }                                                                                \
+    }                                                                                    \
+    postgres_array_end(a);
+#define THREAD_ARRAY(oid, add) ARRAY(STORE_THREAD, thread, oid, add)
+#define TURN_ARRAY(oid, add)   ARRAY(STORE_TURN, turn, oid, add)
+
+int postgres_put_threads(struct postgres_args *a, const struct store_row *rows, size_t n,
+                         size_t *expected)
+{
+    const struct store_row *first = find(rows, n, STORE_THREAD, expected);
+
     postgres_args_reset(a);
-    THREAD_COLUMN(POSTGRES_UUID, postgres_add_id(a, &row->u.thread.id));
-    THREAD_COLUMN(POSTGRES_TEXT, postgres_add_str(a, row->u.thread.org));
-    THREAD_COLUMN(POSTGRES_TEXT, postgres_add_text(a, &row->u.thread.title));
-    THREAD_COLUMN(POSTGRES_TIMESTAMPTZ, postgres_add_time(a, row->u.thread.created_us));
+    if (*expected == 1) {
+        const struct store_thread *t = &first->u.thread;
+
+        THREAD_PARAMETERS(VALUE)
+        return W_THREAD;
+    }
+    THREAD_PARAMETERS(THREAD_ARRAY)
+    return W_THREADS;
+}
+
+int postgres_put_turns(struct postgres_args *a, const struct store_row *rows, size_t n,
+                       size_t *expected)
+{
+    size_t turns;
+    const struct store_row *first = find(rows, n, STORE_TURN, &turns);
+
+    *expected = turns;
+    for (size_t i = 0; i < n; i++)
+        *expected +=
+            is_of(&rows[i], STORE_TURN) && rows[i].u.turn.assistant_content.s != NULL;
+    postgres_args_reset(a);
+    if (turns == 1) {
+        const struct store_turn *t = &first->u.turn;
+
+        TURN_PARAMETERS(VALUE)
+        return W_TURN;
+    }
+    TURN_PARAMETERS(TURN_ARRAY)
+    return W_TURNS;
 }
 
 void postgres_put_ids(struct postgres_args *a, const struct store_row *rows, size_t n,
                       enum store_row_kind kind)
 {
     postgres_args_reset(a);
-    COLUMN(
-        a, rows, n, kind, POSTGRES_UUID,
-        postgres_add_id(a, kind == STORE_THREAD ? &row->u.thread.id : &row->u.turn.id));
-    COLUMN(
-        a, rows, n, kind, POSTGRES_TEXT,
-        postgres_add_str(a, kind == STORE_THREAD ? row->u.thread.org : row->u.turn.org));
-}
-
-static const char *storable_str(const char *s)
-{
-    return s != NULL && utf8_valid(s, strlen(s)) ? s : NULL;
-}
-
-void postgres_put_turns(struct postgres_args *a, const struct store_row *rows, size_t n)
-{
-    static const struct id no_id;
-
-    postgres_args_reset(a);
-    TURN_COLUMN(POSTGRES_UUID, postgres_add_id(a, &row->u.turn.id));
-    TURN_COLUMN(POSTGRES_TEXT, postgres_add_str(a, row->u.turn.org));
-    TURN_COLUMN(POSTGRES_UUID, postgres_add_id(a, &row->u.turn.thread_id));
-    TURN_COLUMN(POSTGRES_TEXT, postgres_add_str(a, row->u.turn.provider));
-    TURN_COLUMN(POSTGRES_TEXT, postgres_add_str(a, row->u.turn.model));
-    TURN_COLUMN(POSTGRES_TEXT, postgres_add_str(a, row->u.turn.status));
-    TURN_COLUMN(POSTGRES_TEXT, postgres_add_str(a, row->u.turn.finish_reason));
-    TURN_COLUMN(POSTGRES_TEXT, postgres_add_str(a, row->u.turn.error_code));
-    TURN_COLUMN(POSTGRES_FLOAT8, postgres_add_duration(a, row->u.turn.ttft_ms));
-    TURN_COLUMN(POSTGRES_FLOAT8, postgres_add_duration(a, row->u.turn.latency_ms));
-    TURN_COLUMN(POSTGRES_FLOAT8, postgres_add_duration(a, row->u.turn.queue_wait_ms));
-    TURN_COLUMN(POSTGRES_INT8, postgres_add_count(a, row->u.turn.prompt_tokens));
-    TURN_COLUMN(POSTGRES_INT8, postgres_add_count(a, row->u.turn.completion_tokens));
-    TURN_COLUMN(POSTGRES_INT8, postgres_add_int(a, row->u.turn.followers));
-    TURN_COLUMN(POSTGRES_INT8, postgres_add_int(a, row->u.turn.hits));
-    TURN_COLUMN(POSTGRES_INT8, postgres_add_int(a, row->u.turn.generation));
-    TURN_COLUMN(POSTGRES_TEXT, postgres_add_str(a, storable_str(row->u.turn.fetcher)));
-    TURN_COLUMN(POSTGRES_BYTEA, postgres_add_bytes(a, row->u.turn.key_digest,
-                                                   sizeof(row->u.turn.key_digest)));
-    TURN_COLUMN(POSTGRES_TIMESTAMPTZ, postgres_add_time(a, row->u.turn.created_us));
-    TURN_COLUMN(POSTGRES_TIMESTAMPTZ, postgres_add_time(a, row->u.turn.finished_us));
-    TURN_COLUMN(POSTGRES_UUID, postgres_add_id(a, &row->u.turn.user_message_id));
-    TURN_COLUMN(POSTGRES_TEXT, postgres_add_text(a, &row->u.turn.user_content));
-    TURN_COLUMN(POSTGRES_UUID, postgres_add_id(a, row->u.turn.assistant_content.s != NULL
-                                                      ? &row->u.turn.assistant_message_id
-                                                      : &no_id));
-    TURN_COLUMN(POSTGRES_TEXT, postgres_add_text(a, &row->u.turn.assistant_content));
-    TURN_COLUMN(POSTGRES_TEXT, postgres_add_text(a, &row->u.turn.citations));
-    TURN_COLUMN(POSTGRES_TEXT, postgres_add_text(a, &row->u.turn.tool_calls));
+    if (kind == STORE_THREAD) {
+        THREAD_ARRAY(POSTGRES_UUID, postgres_add_id(a, &t->id))
+        THREAD_ARRAY(POSTGRES_TEXT, postgres_add_str(a, t->org))
+    } else {
+        TURN_ARRAY(POSTGRES_UUID, postgres_add_id(a, &t->id))
+        TURN_ARRAY(POSTGRES_TEXT, postgres_add_str(a, t->org))
+    }
 }
 
 void postgres_put_counts(struct postgres_args *a, const struct store_counts *c)

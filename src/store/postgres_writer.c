@@ -3,16 +3,19 @@
  * recorder; never waits.
  *
  *   ALL      everything in one transaction            -> done, or
+ *            (fewer rows are new than were sent)      -> LOOK
  *            (refused for its data)                   -> EACH
  *            (serialization, deadlock, lost names)    -> ALL once more
+ *   LOOK     which of them are there, in their org    -> done, or ASIDE
  *   EACH     each row in a transaction of its own, in one pipeline; what fails for its
  *            data is refused, the others are in       -> done, or
  *   ASIDE    what was refused goes to `rejected`      -> done
  *
  * A transaction is what stands between two syncs: neither BEGIN nor COMMIT is sent, so
  * that nothing is left open whatever fails, and a sync that answers without an error
- * before it says that the commit is durable. In each one, behind what is written, the ids
- * are read again: a row is reported as stored only if it is there, in its org.
+ * before it says that the commit is durable. A row is reported as stored only if that
+ * commit has put it in, or if it is read again, in its org: by LOOK, which comes behind
+ * the commit and so sees what others have committed, or in EACH by the same transaction.
  *
  * The caller's patience counts from the last answer of a transaction, so that EACH comes
  * to an end however many rows there are; of a batch that nobody waits for it counts from
@@ -30,12 +33,13 @@
 #include "shm/crash.h"
 #include "store/internal.h"
 #include "store/postgres_migrate.h"
+#include "store/postgres_session.h"
 #include "store/postgres_sql.h"
 #include "store/rejected.h"
 
 #define RETRIES_MAX 2
 
-enum stage { STAGE_NONE, STAGE_ALL, STAGE_EACH, STAGE_ASIDE };
+enum stage { STAGE_NONE, STAGE_ALL, STAGE_LOOK, STAGE_EACH, STAGE_ASIDE };
 
 struct postgres_store {
     struct store core; /* first */
@@ -47,10 +51,14 @@ struct postgres_store {
     bool refused; /* by the last migration: the database is newer */
     bool told;    /* the reason for being away is in the log */
     struct event *patience;
+    struct postgres_session session;
     struct postgres_args args;
     /* The batch that runs. */
     enum stage stage;
     unsigned retries;
+    size_t new_threads;  /* rows that the statement of ALL puts in if all are new */
+    size_t new_messages; /* likewise */
+    bool look;           /* there were fewer */
     size_t next;         /* row whose answer comes next: of those sent singly; or EACH */
     size_t aside;        /* row from which on to set aside */
     enum dac_err failed; /* the first failure since the last sync, DAC_OK: none */
@@ -160,11 +168,14 @@ static void lost_patience(evutil_socket_t fd, short what, void *arg)
 /* Remembers the first failure since the last sync. Whether `res` is one. */
 static bool note_failure(struct postgres_store *s, const PGresult *res)
 {
-    if (PQresultStatus(res) == PGRES_PIPELINE_ABORTED)
-        return true;
-    if (PQresultStatus(res) != PGRES_FATAL_ERROR)
+    bool aborted = PQresultStatus(res) == PGRES_PIPELINE_ABORTED;
+
+    if (!aborted && PQresultStatus(res) != PGRES_FATAL_ERROR)
         return false;
-    if (s->failed == DAC_OK) {
+    if (s->failed == DAC_OK && aborted) { /* by what nobody has looked at */
+        s->failed = DAC_E_SYS;
+        snprintf(s->why, sizeof(s->why), "PostgreSQL: the transaction was aborted");
+    } else if (s->failed == DAC_OK) {
         snprintf(s->sqlstate, sizeof(s->sqlstate), "%s", postgres_sqlstate(res));
         s->failed = meaning(s->sqlstate);
         postgres_explain(res, s->why, sizeof(s->why));
@@ -175,6 +186,26 @@ static bool note_failure(struct postgres_store *s, const PGresult *res)
 static void on_statement(void *arg, PGresult *res)
 {
     (void)note_failure(arg, res);
+}
+
+static void on_inserted(struct postgres_store *s, PGresult *res, size_t expected)
+{
+    if (!note_failure(s, res) && strtoull(PQcmdTuples(res), NULL, 10) != expected)
+        s->look = true;
+}
+
+static void on_threads(void *arg, PGresult *res)
+{
+    struct postgres_store *s = arg;
+
+    on_inserted(s, res, s->new_threads);
+}
+
+static void on_turns(void *arg, PGresult *res)
+{
+    struct postgres_store *s = arg;
+
+    on_inserted(s, res, s->new_messages);
 }
 
 /* The row of `kind` at `place` (from 1) of those that were sent. In EACH it is the one
@@ -319,22 +350,39 @@ static void send_single(struct postgres_store *s, const struct store_row *row)
     }
 }
 
-/* One transaction, without its sync. */
-static void send_rows(struct postgres_store *s, struct store_row *rows, size_t n)
+static void send_limits(struct postgres_store *s)
 {
-    postgres_put_limits(&s->args, s->core.timeout_ns);
-    send_statement(s, W_LIMITS, on_statement);
+    if (postgres_session_limit(&s->session, &s->args, s->core.timeout_ns, on_statement,
+                               s) != DAC_OK)
+        log_debug(0, "a transaction could not be begun");
+}
+
+/* Asks which of the threads and turns are not there, in their org. */
+static void send_look(struct postgres_store *s, const struct store_row *rows, size_t n)
+{
     if (has_kind(rows, n, STORE_THREAD)) {
-        postgres_put_threads(&s->args, rows, n);
-        send_statement(s, W_THREADS, on_statement);
         postgres_put_ids(&s->args, rows, n, STORE_THREAD);
         send_statement(s, W_THREADS_MISSING, on_threads_missing);
     }
     if (has_kind(rows, n, STORE_TURN)) {
-        postgres_put_turns(&s->args, rows, n);
-        send_statement(s, W_TURNS, on_statement);
         postgres_put_ids(&s->args, rows, n, STORE_TURN);
         send_statement(s, W_TURNS_MISSING, on_turns_missing);
+    }
+}
+
+/* One transaction, without its sync. */
+static void send_rows(struct postgres_store *s, struct store_row *rows, size_t n)
+{
+    int which;
+
+    send_limits(s);
+    if (has_kind(rows, n, STORE_THREAD)) {
+        which = postgres_put_threads(&s->args, rows, n, &s->new_threads);
+        send_statement(s, which, on_threads);
+    }
+    if (has_kind(rows, n, STORE_TURN)) {
+        which = postgres_put_turns(&s->args, rows, n, &s->new_messages);
+        send_statement(s, which, on_turns);
     }
     for (size_t i = 0; i < n; i++) {
         rows[i].sent = rows[i].result == DAC_OK;
@@ -344,6 +392,7 @@ static void send_rows(struct postgres_store *s, struct store_row *rows, size_t n
 }
 
 static void on_all(void *arg, PGresult *res);
+static void on_look(void *arg, PGresult *res);
 static void on_each(void *arg, PGresult *res);
 static void on_aside(void *arg, PGresult *res);
 
@@ -358,11 +407,23 @@ static void begin_transaction(struct postgres_store *s)
 static void send_all(struct postgres_store *s)
 {
     s->stage = STAGE_ALL;
+    s->look = false;
     s->next = 0;
     begin_transaction(s);
     send_rows(s, s->core.rows, s->core.n);
     CRASH_POINT("recorder_before_commit");
     send_sync(s, on_all);
+}
+
+/* Behind the commit. Threads and turns are all as they were sent: nothing has refused one
+ * of them yet. */
+static void look(struct postgres_store *s)
+{
+    s->stage = STAGE_LOOK;
+    begin_transaction(s);
+    send_limits(s);
+    send_look(s, s->core.rows, s->core.n);
+    send_sync(s, on_look);
 }
 
 /* Takes back what an answer of the failed transaction said about single rows. */
@@ -391,6 +452,7 @@ static void send_each(struct postgres_store *s)
         if (!s->core.rows[i].sent)
             continue;
         send_rows(s, &s->core.rows[i], 1);
+        send_look(s, &s->core.rows[i], 1);
         send_sync(s, on_each);
     }
 }
@@ -407,8 +469,7 @@ static void send_aside(struct postgres_store *s)
         return;
     }
     begin_transaction(s);
-    postgres_put_limits(&s->args, s->core.timeout_ns);
-    send_statement(s, W_LIMITS, on_statement);
+    send_limits(s);
     postgres_put_rejected(&s->args, &s->core.rows[s->aside],
                           s->core.rows[s->aside].sqlstate);
     send_statement(s, W_REJECTED, on_statement);
@@ -432,7 +493,9 @@ static void on_all(void *arg, PGresult *res)
     if (s->stage != STAGE_ALL)
         return;
     (void)note_failure(s, res);
-    if (s->failed == DAC_OK) {
+    if (s->failed == DAC_OK && s->look) {
+        look(s);
+    } else if (s->failed == DAC_OK) {
         send_aside(s);
     } else if (about_data(s->sqlstate)) {
         send_each(s);
@@ -442,6 +505,19 @@ static void on_all(void *arg, PGresult *res)
     } else {
         batch_failed(s);
     }
+}
+
+static void on_look(void *arg, PGresult *res)
+{
+    struct postgres_store *s = arg;
+
+    if (s->stage != STAGE_LOOK)
+        return;
+    (void)note_failure(s, res);
+    if (s->failed == DAC_OK)
+        send_aside(s);
+    else
+        batch_failed(s);
 }
 
 static void on_each(void *arg, PGresult *res)
@@ -501,6 +577,7 @@ static void on_migrated(void *arg, enum dac_err e, const char *why)
     }
     if (postgres_prepare(s->conn) != DAC_OK)
         return; /* `down` follows */
+    postgres_session_begin(&s->session, s->conn);
     s->migrated = true;
     s->core.error[0] = '\0';
     if (s->told || postgres_conn_reconnects(s->conn) > 0)

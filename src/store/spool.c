@@ -459,6 +459,11 @@ enum dac_err spool_put(struct spool *sp, struct store_row *rows, size_t n)
 
 /* --- life --------------------------------------------------------------------------- */
 
+uint64_t spool_rows(const struct spool *sp)
+{
+    return sp->rows;
+}
+
 void spool_stats(struct spool *sp, struct spool_stats *out)
 {
     uint64_t used = spool_bytes_used(sp);

@@ -83,6 +83,8 @@ enum dac_err spool_next(struct spool *sp, size_t max, size_t bytes,
 enum dac_err spool_done(struct spool *sp, const struct spool_batch *batch) DAC_CHECK;
 void spool_batch_free(struct spool_batch *batch);
 
+/* How many rows wait, about while they come in; takes no time, unlike the others. */
+uint64_t spool_rows(const struct spool *sp);
 void spool_stats(struct spool *sp, struct spool_stats *out);
 /* Upkeep, between batches: the log of the file, and dropping what is kept too long. */
 void spool_tidy(struct spool *sp);

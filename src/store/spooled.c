@@ -166,12 +166,9 @@ static void keep_copies(struct spooled *s)
 
 /* --- draining ----------------------------------------------------------------------- */
 
-static uint64_t queued(struct spooled *s)
+static uint64_t queued(const struct spooled *s)
 {
-    struct spool_stats stats;
-
-    spool_stats(s->spool, &stats);
-    return stats.rows;
+    return spool_rows(s->spool);
 }
 
 static void arm(struct spooled *s, uint64_t ns)

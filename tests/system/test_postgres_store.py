@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 
+import psycopg
 import pytest
 
 from lib import asks
@@ -145,3 +146,39 @@ async def test_it_works_behind_a_pooler_in_transaction_mode(pgbouncer, postgres,
     stop.set()
     await running
     await check_rows(dac, postgres, told)
+
+
+async def test_a_pooler_s_sessions_are_left_as_they_were(pgbouncer, postgres, make_dac):
+    """What a transaction needs it sets for itself alone: the session is another client's next."""
+    postgres.set(synchronous_commit="off")
+    dac = make_dac({"store": {"postgres": pgbouncer.conninfo()}})
+    postgres.sql(
+        "CREATE TABLE seen (sync text, timeout text); GRANT ALL ON seen TO PUBLIC;"
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO seen VALUES"
+        " (current_setting('synchronous_commit'), current_setting('statement_timeout')); RETURN NULL; END $$;"
+        "CREATE TRIGGER t AFTER INSERT ON turns EXECUTE FUNCTION f()"
+    )
+    for n in range(5):
+        assert (await dac.chat(say(f"damson {n}"))).status == 200
+    assert postgres.sql("SELECT count(*) AS n, sync, timeout FROM seen GROUP BY sync, timeout") == [
+        {"n": 5, "sync": "on", "timeout": "1801ms"}
+    ]
+    wanted = [{"name": "enable_seqscan", "setting": "on"}, {"name": "statement_timeout", "setting": "0"},
+              {"name": "synchronous_commit", "setting": "off"}]  # fmt: skip
+    with psycopg.connect(pgbouncer.conninfo(), prepare_threshold=None, autocommit=True) as db:
+        for _ in range(5):
+            rows = db.execute(
+                "SELECT name, setting FROM pg_settings WHERE name IN"
+                " ('enable_seqscan', 'statement_timeout', 'synchronous_commit') ORDER BY name"
+            ).fetchall()
+            assert rows == [(w["name"], w["setting"]) for w in wanted]
+
+
+async def test_a_session_of_its_own_is_told_once(postgres, make_dac):
+    """Without a pooler a turn is one statement: nothing is set anew for each."""
+    postgres.set(log_statement="all")
+    dac = make_dac({"store": {"postgres": postgres.conninfo()}})
+    for n in range(10):
+        assert (await dac.chat(say(f"damson {n}"))).status == 200
+    told = [line for line in postgres.log.splitlines() if "dac: recorder" in line and "set_config" in line]
+    assert 1 <= len(told) <= 3, told

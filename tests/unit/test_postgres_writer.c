@@ -447,6 +447,52 @@ START_TEST(lost_prepared_statements_cost_a_retry_only)
 }
 END_TEST
 
+/* Notes the settings of each transaction that puts a turn in. */
+static void note_settings(void)
+{
+    px_exec(
+        "CREATE TABLE seen AS SELECT 0 AS n, '' AS sync, '' AS timeout, '' AS plans, "
+        "'' AS scans LIMIT 0; "
+        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO "
+        "seen SELECT 1 + count(*), current_setting('synchronous_commit'), "
+        "current_setting('statement_timeout'), current_setting('plan_cache_mode'), "
+        "current_setting('enable_seqscan') FROM seen; RETURN NULL; END $$; "
+        "CREATE TRIGGER t AFTER INSERT ON turns EXECUTE FUNCTION f()");
+}
+
+/* Also where the database's default would have commits lost. */
+START_TEST(every_transaction_has_the_settings_it_needs)
+{
+    struct store_turn t;
+
+    store_close(st);
+    px_exec(
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = off', "
+        "current_database()); END $$");
+    st = open_store(px_conninfo);
+    wait_until_up(st);
+    note_settings();
+    for (unsigned n = 1; n < 9; n++) {
+        t = fx_turn(n, 1);
+        fx_patience_ns = n == 5 ? 10 * NS_PER_S : PATIENCE_NS;
+        fx_store_turn(st, &t);
+        if (n == 6) {
+            int before = changes;
+
+            end_backend();
+            wait_for_change(before);
+            wait_until_up(st);
+        }
+    }
+    ck_assert_int_eq(px_int("SELECT count(*) FROM seen"), 8);
+    ck_assert_int_eq(px_int("SELECT count(*) FROM seen WHERE sync <> 'on' OR plans <> "
+                            "'force_generic_plan' OR scans <> 'off'"),
+                     0);
+    ck_assert_str_eq(px_text("SELECT string_agg(timeout, ' ' ORDER BY n) FROM seen"),
+                     "1801ms 1801ms 1801ms 1801ms 9001ms 1801ms 1801ms 1801ms");
+}
+END_TEST
+
 /* --- trouble ------------------------------------------------------------------------ */
 
 struct written {
@@ -691,6 +737,7 @@ int main(void)
     tcase_add_test(tc, a_commit_that_fails_is_no_success);
     tcase_add_test(tc, a_serialization_failure_is_tried_again);
     tcase_add_test(tc, lost_prepared_statements_cost_a_retry_only);
+    tcase_add_test(tc, every_transaction_has_the_settings_it_needs);
     tcase_add_test(
         tc, a_backend_that_is_ended_in_a_batch_fails_it_and_it_can_be_written_again);
     tcase_add_test(tc, a_lock_on_the_table_times_out_and_keeps_the_connection);
