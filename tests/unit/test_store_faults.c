@@ -426,17 +426,24 @@ END_TEST
 
 /* --- the log's size ----------------------------------------------------------------- */
 
-static void store_megabytes(struct store *st, unsigned from, unsigned megabytes,
-                            bool tidy)
+static void store_turns(struct store *st, unsigned from, unsigned count, size_t bytes)
 {
     static char big[100000];
 
     memset(big, 'x', sizeof(big));
-    for (unsigned n = from; n < from + 10 * megabytes; n++) {
+    for (unsigned n = from; n < from + count; n++) {
         struct store_turn t = fx_turn(n, 1);
 
-        t.assistant_content = (struct store_text){big, sizeof(big)};
+        t.assistant_content = (struct store_text){big, bytes};
         fx_store_turn(st, &t);
+    }
+}
+
+static void store_megabytes(struct store *st, unsigned from, unsigned megabytes,
+                            bool tidy)
+{
+    for (unsigned n = from; n < from + 10 * megabytes; n++) {
+        store_turns(st, n, 1, 100000);
         if (tidy)
             store_tidy(st);
     }
@@ -453,6 +460,26 @@ START_TEST(the_log_stays_bounded_with_and_without_upkeep)
     ck_assert_int_lt(size_of("-wal"), 24 << 20);
     store_close(st);
     ck_assert_int_eq(size_of("-wal"), -1);
+}
+END_TEST
+
+/* Nobody waits for it, and nobody has to come by again. */
+START_TEST(the_log_is_moved_into_the_file_beside_the_commits)
+{
+    struct store *st = fx_writer();
+    unsigned n = 1;
+
+    fx_store_thread(st, 1);
+    while (size_of("-wal") < 5300000) /* due, and not so long that it is waited for */
+        store_turns(st, n++, 1, 100000);
+    ck_assert_int_lt(size_of(""), 1 << 20);
+    store_tidy(st);
+    for (unsigned until = n + 200; size_of("") < 3 << 20; usleep(20000)) {
+        ck_assert_uint_lt(n, until); /* long before a commit would do it */
+        store_turns(st, n++, 1, 100);
+    }
+    store_close(st);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns"), n - 1);
 }
 END_TEST
 
@@ -532,6 +559,7 @@ int main(void)
     tcase_add_test(tc, a_missing_permission_is_said);
     tcase_add_test(tc, a_lock_held_by_a_shell_is_said_after_two_seconds);
     tcase_add_test(tc, processes_that_start_at_once_all_get_there);
+    tcase_add_test(tc, the_log_is_moved_into_the_file_beside_the_commits);
     tcase_add_test(tc, the_log_stays_bounded_with_and_without_upkeep);
     tcase_add_test(tc, a_long_reader_lets_the_log_grow_only_while_it_reads);
     tcase_add_test(tc, readers_without_a_gap_cannot_keep_the_log_from_starting_over);
