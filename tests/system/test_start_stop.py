@@ -49,6 +49,7 @@ def test_a_locked_store_is_no_hindrance_to_a_start(make_dac):
     assert "holds its lock" not in dac.log
 
 
+@pytest.mark.sqlite
 def test_a_lock_on_a_store_that_must_be_migrated_is_waited_for(make_dac):
     dac = make_dac(start=False)
     with locked(dac.db_path):
@@ -58,6 +59,7 @@ def test_a_lock_on_a_store_that_must_be_migrated_is_waited_for(make_dac):
     assert dac.log.count("starting another") == 0
 
 
+@pytest.mark.sqlite
 def test_a_service_that_waits_for_a_lock_can_be_stopped(make_dac):
     dac = make_dac(start=False)
     dac.allow_log.append("holds its lock")
