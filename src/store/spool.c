@@ -41,7 +41,14 @@ static const char own_tables[] =
     "CREATE TABLE IF NOT EXISTS spool_aliases ("
     "seq INTEGER PRIMARY KEY, org TEXT NOT NULL, key_digest BLOB NOT NULL, "
     "body_digest BLOB NOT NULL, turn_id TEXT NOT NULL, created_us INTEGER NOT NULL, "
-    "UNIQUE (org, key_digest)) STRICT";
+    "UNIQUE (org, key_digest)) STRICT;"
+    "CREATE TABLE IF NOT EXISTS spool_hand (one INTEGER PRIMARY KEY CHECK (one = 1), "
+    "held INTEGER NOT NULL, pid INTEGER NOT NULL, weight INTEGER NOT NULL) STRICT;"
+    "CREATE TABLE IF NOT EXISTS spool_deaths ("
+    "seq INTEGER PRIMARY KEY, deaths INTEGER NOT NULL) STRICT;"
+    "CREATE TABLE IF NOT EXISTS spool_left ("
+    "seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, id TEXT NOT NULL, org TEXT, "
+    "left_at TEXT NOT NULL, data TEXT NOT NULL) STRICT";
 
 /* Turns of a thread that are older than its ?2 newest and not in the queue. */
 #define OLD_TURNS                                                                        \
@@ -103,6 +110,41 @@ static const char *const spool_sql[S_N] = {
         "SELECT count(*), sum(length(CAST(m.content AS BLOB))) FROM turns t JOIN "
         "messages m ON m.turn_id = t.id WHERE t.thread_id = ?1 "
         "GROUP BY t.created_at, t.id ORDER BY t.created_at DESC, t.id DESC LIMIT ?2",
+    [S_HAND] = "INSERT INTO spool_hand (one, held, pid, weight) VALUES (1, ?1, ?2, ?3) "
+               "ON CONFLICT (one) DO UPDATE SET held = excluded.held, "
+               "pid = excluded.pid, weight = excluded.weight",
+    [S_HELD] = "SELECT held, pid, weight FROM spool_hand",
+    [S_DEATHS] = "INSERT INTO spool_deaths (seq, deaths) SELECT seq, ?2 FROM "
+                 "(SELECT seq FROM spool_queue ORDER BY seq LIMIT ?1) WHERE true "
+                 "ON CONFLICT (seq) DO UPDATE SET deaths = deaths + excluded.deaths",
+    [S_SUSPECTS] = "SELECT count(*) FROM spool_deaths",
+    [S_SUSPECT] =
+        "SELECT seq, deaths, q.id, q.kind, (SELECT count(*) FROM (SELECT 1 FROM "
+        "spool_queue b WHERE b.seq < d.seq LIMIT 1000)) FROM spool_deaths d JOIN "
+        "spool_queue q USING (seq) ORDER BY seq LIMIT 1",
+    [S_CLEARED] = "DELETE FROM spool_deaths WHERE seq <= ?1",
+    [S_LEAVE] =
+        "INSERT INTO spool_left (seq, kind, id, org, left_at, data) SELECT q.seq, "
+        "CASE q.kind WHEN 0 THEN 'thread' WHEN 1 THEN 'turn' WHEN 2 THEN 'counts' "
+        "WHEN 3 THEN 'title' WHEN 4 THEN 'delete' WHEN 5 THEN 'rejected' ELSE 'alias' "
+        "END, q.id, q.org, ?2, json_object('thread_id', q.thread_id, 'title', q.title, "
+        "'at_us', q.at_us, 'provider', t.provider, 'model', t.model, 'status', t.status, "
+        "'finish_reason', t.finish_reason, 'error_code', t.error_code, 'ttft_ms', "
+        "t.ttft_ms, 'latency_ms', t.latency_ms, 'queue_wait_ms', t.queue_wait_ms, "
+        "'prompt_tokens', t.prompt_tokens, 'completion_tokens', t.completion_tokens, "
+        "'followers', coalesce(q.followers, t.followers), 'hits', coalesce(q.hits, "
+        "t.hits), 'generation', t.generation, 'fetcher', t.fetcher, 'key_digest', "
+        "hex(t.key_digest), 'created_at', t.created_at, 'finished_at', t.finished_at, "
+        "'user_message_id', u.id, 'question', u.content, 'assistant_message_id', a.id, "
+        "'answer', a.content, 'citations', a.citations, 'reason', r.reason, 'rejected', "
+        "r.data) FROM spool_queue q "
+        "LEFT JOIN turns t ON t.id = q.id AND q.kind = 1 "
+        "LEFT JOIN messages u ON u.turn_id = t.id AND u.role = 'user' "
+        "LEFT JOIN messages a ON a.turn_id = t.id AND a.role = 'assistant' "
+        "LEFT JOIN rejected r ON r.id = q.id AND r.kind = q.title AND q.kind = 5 "
+        "WHERE q.seq = ?1",
+    [S_LEAVE_QUEUE] = "DELETE FROM spool_queue WHERE seq = ?1",
+    [S_LEAVE_DEATHS] = "DELETE FROM spool_deaths WHERE seq = ?1",
     [S_DROP_MESSAGES] = "DELETE FROM messages WHERE turn_id IN "
                         "(SELECT id FROM turns WHERE thread_id = ?1)",
     [S_DROP_TURNS] = "DELETE FROM turns WHERE thread_id = ?1",
@@ -522,6 +564,8 @@ static enum dac_err make_own(struct spool *sp, char *why, size_t n)
         rc = spool_recount(sp);
     if (rc == SQLITE_OK)
         rc = spool_alias_recount(sp);
+    if (rc == SQLITE_OK)
+        rc = spool_hand_open(sp);
     if (rc == SQLITE_OK)
         rc = sqlite3_prepare_v2(sp->db, "PRAGMA page_size", -1, &pragma, NULL);
     if (rc == SQLITE_OK && sqlite3_step(pragma) == SQLITE_ROW)

@@ -15,6 +15,7 @@
 #ifndef DAC_STORE_SPOOL_H
 #define DAC_STORE_SPOOL_H
 
+#include "base/bytes.h"
 #include "store/arena.h"
 #include "store/store.h"
 
@@ -45,7 +46,9 @@ struct spool_batch {
     struct store_row *rows;
     size_t n;
     int64_t last_seq;
+    bool set_aside; /* its only row is one that recorders died of; now STORE_REJECTED */
     struct arena texts;
+    struct buf data; /* what is set aside */
 };
 
 /* Opens, or makes the file (mode 0600). One that is damaged, of another program or of a
@@ -71,11 +74,17 @@ bool spool_knows_history(struct spool *sp, const struct id *thread);
 /* The turns that history needs were kept by spool_keep(): `whole` is all of them. */
 void spool_filled(struct spool *sp, const struct id *thread, bool whole);
 
-/* The oldest rows, at most `max` and about `bytes` of text; an empty batch: none. The
- * caller frees it in either case. A damaged file is set aside, and then there are none.
+/* The oldest rows, which are in hand from then on: should this process die of them, the
+ * next one finds out which it was and goes on without (spool_hand.c). At most `max` and
+ * about `bytes` of text; an empty batch: none. The caller frees it in either case. A
+ * damaged file is set aside, and then there are none.
  */
 enum dac_err spool_next(struct spool *sp, size_t max, size_t bytes,
                         struct spool_batch *out) DAC_CHECK;
+/* Nothing was heard of the batch for a while: whoever dies now hardly dies of it. */
+void spool_wait(struct spool *sp);
+/* The batch came to nothing; its rows stay in the queue. Also before the process ends. */
+void spool_put_back(struct spool *sp);
 /* They are stored elsewhere: takes them off the queue. What was refused there for a
  * missing thread is set aside in table `rejected`; an alias that was refused is
  * forgotten.

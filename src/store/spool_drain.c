@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "shm/crash.h"
 #include "store/rejected.h"
 #include "store/spool_internal.h"
 #include "store/sqlite.h"
@@ -157,11 +158,17 @@ enum dac_err spool_next(struct spool *sp, size_t max, size_t bytes,
                         struct spool_batch *out)
 {
     sqlite3_stmt *s = sp->stmt[S_NEXT];
-    enum dac_err e = DAC_OK;
+    enum dac_err e;
     size_t sum = 0;
     int rc = SQLITE_DONE;
+    bool aside;
 
     memset(out, 0, sizeof *out);
+    e = spool_hand_take(sp, &max, &aside);
+    if (e == DAC_E_CORRUPT)
+        return spool_renew(sp);
+    if (e != DAC_OK)
+        return e;
     out->rows = calloc(max, sizeof *out->rows);
     if (!out->rows)
         return DAC_E_NOMEM;
@@ -178,6 +185,9 @@ enum dac_err spool_next(struct spool *sp, size_t max, size_t bytes,
             continue;
         }
         out->last_seq = sqlite3_column_int64(s, 0);
+        CRASH_POINT_FOR("spool_row_read", out->rows[out->n].kind == STORE_TURN
+                                              ? out->rows[out->n].u.turn.model
+                                              : NULL);
         if (e == DAC_OK)
             sum += store_row_bytes(&out->rows[out->n++]);
     }
@@ -188,6 +198,8 @@ enum dac_err spool_next(struct spool *sp, size_t max, size_t bytes,
         out->n = 0;
         out->last_seq = 0;
     }
+    if (e == DAC_OK && aside && out->n == 1)
+        (void)spool_set_aside(out);
     if (e == DAC_OK && out->last_seq == 0) {
         sp->rows = 0;
         sp->oldest_us = 0;
@@ -230,6 +242,8 @@ enum dac_err spool_done(struct spool *sp, const struct spool_batch *batch)
     if (rc == SQLITE_OK)
         rc = spool_run(sp, S_DONE);
     if (rc == SQLITE_OK)
+        rc = spool_hand_done(sp, batch->last_seq);
+    if (rc == SQLITE_OK)
         rc = spool_recount(sp);
     if (rc != SQLITE_OK)
         e = spool_fail(sp, rc, "could not take rows off spool");
@@ -246,5 +260,6 @@ void spool_batch_free(struct spool_batch *batch)
 {
     free(batch->rows);
     arena_free(&batch->texts);
+    buf_free(&batch->data);
     memset(batch, 0, sizeof *batch);
 }

@@ -34,6 +34,15 @@ enum {
     S_STALE,
     S_HEAVY,
     S_HISTORY,
+    S_HAND,
+    S_HELD,
+    S_DEATHS,
+    S_SUSPECTS,
+    S_SUSPECT,
+    S_CLEARED,
+    S_LEAVE,
+    S_LEAVE_QUEUE,
+    S_LEAVE_DEATHS,
     S_DROP_MESSAGES,
     S_DROP_TURNS,
     S_DROP_THREAD,
@@ -69,6 +78,8 @@ struct spool {
     uint64_t aliases; /* remembered */
     uint64_t aliases_max;
     int64_t oldest_us;
+    size_t held;        /* rows in hand, as the file says */
+    bool suspects;      /* some rows in the queue have deaths */
     bool loose;         /* turns without a thread may be left behind the queue */
     bool stale;         /* threads may be too many */
     enum spool_way way; /* what can make way for the queue, as far as is known */
@@ -109,6 +120,16 @@ size_t spool_rows_size(const struct spool *sp, const struct store_row *rows, siz
 /* Lets go of what is only kept until no more than `target` bytes are used, or nothing is
  * left that can go, or it takes too long. */
 void spool_make_way(struct spool *sp, uint64_t target);
+
+/* spool_hand.c. A new recorder counts the death of the last one; SQLite's code. */
+int spool_hand_open(struct spool *sp);
+/* Takes the first rows in hand, at most `max`, which becomes how many they may be.
+ * `aside`: the first one is to be set aside, alone. */
+enum dac_err spool_hand_take(struct spool *sp, size_t *max, bool *aside) DAC_CHECK;
+/* In a transaction of the caller's; SQLite's code. Those up to `last_seq` are stored. */
+int spool_hand_done(struct spool *sp, int64_t last_seq);
+/* Makes the only row of a batch one for table `rejected`. False: it cannot be. */
+bool spool_set_aside(struct spool_batch *batch);
 
 /* In a transaction of the caller's; SQLite's code. Remembers an alias; if its turn was
  * refused here, row->result says so. */

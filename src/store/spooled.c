@@ -25,6 +25,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "shm/crash.h"
 #include "store/internal.h"
 #include "store/pace.h"
 #include "store/rejected.h"
@@ -73,6 +74,7 @@ struct spooled {
     bool draining;    /* said so in the log */
     uint64_t drained_rows;
     struct spool_batch batch; /* what is drained */
+    uint64_t sent_ns;         /* when it was; 0: so long ago that it only waits */
     uint64_t retry_at_ns;
     uint64_t backoff_ns;
     struct pace pace;       /* of batches that go to PostgreSQL while somebody waits */
@@ -199,6 +201,16 @@ static void tell_refused(const struct store_row *row)
         log_error(0, "a row of the spool was set aside: %s", row->why);
 }
 
+static void tell_set_aside(const struct store_rejected *j)
+{
+    char text[ID_TEXT_SIZE];
+
+    id_format(&j->id, text);
+    if (!j->was_stored)
+        log_error(0, "a row of the spool was set aside: %s %s: %s", j->kind, text,
+                  j->reason);
+}
+
 static size_t texts_of(const struct store_row *rows, size_t n)
 {
     size_t bytes = 0;
@@ -247,6 +259,7 @@ static void drained(struct spooled *s, enum dac_err e)
         s->backoff_ns = 0;
         s->retry_at_ns = 0;
     } else {
+        spool_put_back(s->spool);
         back_off(s);
     }
     if (queued(s) == 0 && s->draining) {
@@ -256,6 +269,8 @@ static void drained(struct spooled *s, enum dac_err e)
         s->drained_rows = 0;
         spool_tidy(s->spool);
     }
+    if (e == DAC_OK && s->batch.set_aside)
+        tell_set_aside(&s->batch.rows[0].u.rejected);
     for (size_t i = 0; e == DAC_OK && i < s->batch.n; i++)
         tell_refused(&s->batch.rows[i]);
     spool_batch_free(&s->batch);
@@ -288,6 +303,7 @@ static void drain(struct spooled *s)
     if (e != DAC_OK) {
         log_error(0, "%s", spool_error(s->spool));
         spool_batch_free(&s->batch);
+        spool_put_back(s->spool);
         back_off(s);
         return;
     }
@@ -299,6 +315,11 @@ static void drain(struct spooled *s)
         return;
     }
     s->doing = DRAINING;
+    s->sent_ns = clock_now_ns();
+    for (size_t i = 0; i < s->batch.n; i++)
+        CRASH_POINT_FOR("spool_row_sent", s->batch.rows[i].kind == STORE_TURN
+                                              ? s->batch.rows[i].u.turn.model
+                                              : NULL);
     store_write_patiently(s->pg, s->batch.rows, s->batch.n, s->patience_ns, on_drained,
                           s);
 }
@@ -323,11 +344,16 @@ static void on_tick(evutil_socket_t fd, short what, void *arg)
     (void)fd;
     (void)what;
     drain(s);
+    if (s->doing == DRAINING && s->sent_ns != 0 &&
+        clock_now_ns() - s->sent_ns > TICK_NS) {
+        s->sent_ns = 0;
+        spool_wait(s->spool);
+    }
     if (s->held_ns != 0 && clock_now_ns() - s->held_ns > s->core.timeout_ns) {
         s->held_ns = 0;
         to_spool(s);
     }
-    if (s->held_ns != 0 || (s->doing == NOTHING && queued(s) > 0))
+    if (s->held_ns != 0 || s->doing == DRAINING || (s->doing == NOTHING && queued(s) > 0))
         arm(s, TICK_NS);
 }
 
@@ -466,6 +492,8 @@ static void spooled_close(struct store *st)
     spooled_fill_free(s->fill);
     store_close(s->pg);
     spool_batch_free(&s->batch);
+    if (s->spool)
+        spool_put_back(s->spool);
     spool_close(s->spool);
     arena_free(&s->copies.texts);
     if (s->tick)
