@@ -75,7 +75,7 @@ def users(server):
     return {r["application_name"] for r in server.sessions()}
 
 
-async def are_connected(server, after=()):
+async def are_connected(server, after=(), timeout=20):
     """Until the recorder and every worker are, and no session is one of those before."""
     expected = {"dac: recorder", *(f"dac: worker {i}" for i in range(WORKERS))}
 
@@ -83,7 +83,7 @@ async def are_connected(server, after=()):
         now = await asyncio.to_thread(server.sessions)
         return expected <= {s["application_name"] for s in now} and not {s["pid"] for s in now} & set(after)
 
-    await asks.until(all_there, f"sessions of {expected}: {users(server)}", 20)
+    await asks.until(all_there, f"sessions of {expected}: {users(server)}", timeout)
     return {s["pid"] for s in server.sessions()}
 
 
@@ -523,11 +523,11 @@ async def test_a_name_server_that_is_silent_holds_up_nobody(make_postgres, make_
     assert re.search("cannot be used: the name server did not answer for PostgreSQL's host", dac.log)
     name_server.silent = False
     await are_connected(server)
-    # Known once, an address serves while the name server is away.
+    # Known once, an address serves while the name server is away: the resolver takes 10 s.
     name_server.silent = True
     server.terminate()
     await lives_on(dac, 3)
-    await are_connected(server)
+    await are_connected(server, timeout=6)
     assert (await dac.chat(say("Kumquat again?"))).status == 200
 
 
