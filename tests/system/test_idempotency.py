@@ -17,7 +17,7 @@ from lib.service import dacctl
 from test_dacctl_check import check, words
 from test_deaths_under_load import all_free_again, crash_points
 from test_fetcher_dies import fetcher
-from test_stopped_at_crash_points import AFTER_A_DEATH
+from test_stopped_at_crash_points import AFTER_A_DEATH, ELSEWHERE, comes_there
 
 pytestmark = pytest.mark.store
 
@@ -711,8 +711,15 @@ async def test_memory_runs_short(make_dac, mock):
 
 # A thread to create comes to some of them, too.
 A_FLIGHT_S = ("claim_after", "claim_filled", "index_bucket", "index_linked")
-A_WORKER_S = [p for p in crash_points() if p.startswith(("alias_", "key_")) or p in (*A_FLIGHT_S, "question_before")]
-THE_RECORDER_S = [p for p in crash_points() if p.startswith("recorder_") and p not in AFTER_A_DEATH["recorder"]]
+A_KEY_S = [p for p in crash_points() if p.startswith(("alias_", "key_")) and p not in ELSEWHERE.split()]
+A_WORKER_S = [
+    p for p in crash_points() if comes_there(p, "worker") and (p in A_KEY_S or p in (*A_FLIGHT_S, "question_before"))
+]  # fmt: skip
+A_FAILURE_S = [p for p in crash_points() if p in ("alias_dropped", "alias_replaced")]
+THE_RECORDER_S = [
+    p for p in crash_points()
+    if p.startswith(("recorder_", "alias_marked")) and p not in AFTER_A_DEATH["recorder"].split()
+]  # fmt: skip
 
 
 async def insist(ask):
@@ -760,8 +767,33 @@ async def test_a_worker_dies_at_each_step(make_dac, mock, tmp_path, point):
         assert calls == 1 or (calls == 2 and hit.exists())
         if hit.exists():
             break
-    else:
-        pytest.skip("no worker came there")
+    assert hit.exists(), "no worker came there"
+    await all_sound(dac, mock)
+
+
+@pytest.mark.crashpoints
+@pytest.mark.parametrize("point", A_FAILURE_S)
+async def test_a_worker_dies_when_a_key_is_given_free(make_dac, mock, tmp_path, point):
+    dac = dying_at(make_dac, tmp_path, point, "worker")
+    thread = await dac.thread()
+    question = say(tokens=3, ttft="30ms")
+    one, two = keyed(a_key()), keyed(a_key())
+    await mock.script({"status": 500, "times": 2})  # the retry, too
+    first = await dac.ask_json(thread, question, headers=one)
+    assert first.status == 502
+    with contextlib.suppress(ConnectionError):  # shares the failure, so its key is dropped
+        assert (await dac.ask_json(thread, question, headers=two)).status == 502
+    await asyncio.sleep(0.3)
+    told = await gather(*[insist(lambda: dac.ask_json(thread, question, headers=one)) for _ in range(3)])
+    assert (tmp_path / f"hit.{point}").exists()
+    assert len({t.turn_id for t in told}) == 1 and told[0].turn_id != first.json()["turn_id"]
+    other = await insist(lambda: dac.ask_json(thread, say("Another kumquat?", tokens=2), headers=two))
+    assert other.turn_id != told[0].turn_id
+    assert await mock.calls() == 4
+    await all_sound(dac, mock)
+
+
+async def all_sound(dac, mock):
     await all_free_again(dac, mock)
     code, report = await asyncio.to_thread(check, dac)
     assert code == 0, words(report)
@@ -779,10 +811,8 @@ async def test_the_recorder_dies_at_each_step(make_dac, mock, tmp_path, point):
     late = keyed(a_key())  # of a turn that is stored, or about to be
     turns.add((await insist(lambda: dac.ask_json(thread, question, headers=late))).turn_id)
     assert (tmp_path / f"hit.{point}").exists()
-    await all_free_again(dac, mock)
+    await all_sound(dac, mock)
     assert dac.sql("SELECT count(*) AS n FROM idempotency")[0]["n"] == 4
-    code, report = await asyncio.to_thread(check, dac)
-    assert code == 0, words(report)
     for k in [*keys, late]:
         assert (await insist(lambda k=k: dac.ask_json(thread, question, headers=k))).turn_id in turns
     assert await mock.calls() == len(turns) <= 2
