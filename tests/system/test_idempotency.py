@@ -10,6 +10,7 @@ import sqlite3
 
 import pytest
 
+from lib import wire
 from lib.asks import gather, of_chat, of_chat_stream, of_json, of_stream, until
 from lib.dacd import STORED
 from lib.provider import say
@@ -816,3 +817,90 @@ async def test_the_recorder_dies_at_each_step(make_dac, mock, tmp_path, point):
     for k in [*keys, late]:
         assert (await insist(lambda k=k: dac.ask_json(thread, question, headers=k))).turn_id in turns
     assert await mock.calls() == len(turns) <= 2
+
+
+@pytest.mark.limit(150)
+async def test_no_alias_is_free(make_dac, mock):
+    """More keys than memory has names for, all of one running turn: the last ones are refused, those
+    without a key are not. When that turn has ended and left, there is room again."""
+    dac = make_dac({"memory": {"max_flights": "64", "shm_size": "24m"}, **SHORT})
+    thread = await dac.thread()
+    question = say(tokens=2, barrier="hold@1")
+    keys = [keyed(a_key()) for _ in range(4096)]
+    asks = []
+    for start in range(0, len(keys), 256):
+        for k in keys[start : start + 256]:
+            asks.append(asyncio.create_task(dac.ask_json(thread, question, headers=k, timeout=120)))
+
+        async def joined(n=start + 256 - 1):
+            return await dac.counter("dac_followers_total") == n
+
+        await until(joined, "they joined", 30)
+    for _ in range(3):
+        r = await dac.ask_json(thread, question, headers=keyed(a_key()), timeout=10)
+        assert r.status == 503 and r.json()["code"] == "no_room" and r.get("retry-after")
+    # Whoever has one already, or none, is as welcome as ever.
+    asks.append(asyncio.create_task(dac.ask_json(thread, question, timeout=120)))
+    asks.append(asyncio.create_task(dac.ask_json(thread, question, headers=keys[7], timeout=120)))
+    await asyncio.sleep(0.3)
+    await mock.open("hold")
+    turns = {of_json(r).turn_id for r in await gather(*asks)}
+    assert len(turns) == 1
+    late = await insist(lambda: dac.ask_json(thread, say("Another kumquat?", tokens=2), headers=keyed(a_key())))
+    assert late.role == "leader"
+    await recycled(dac)
+    assert dac.sql("SELECT count(*) AS n FROM idempotency")[0]["n"] == len(keys) + 1
+    for k in keys[::500]:
+        assert {of_json(await dac.ask_json(thread, question, headers=k)).turn_id} == turns
+    assert await mock.calls() == 2
+
+
+@pytest.mark.own_store
+async def test_clients_leave_while_their_key_is_looked_for(postgres, make_dac, mock):
+    """And the service stops meanwhile."""
+    dac = make_dac({"store": {"postgres": postgres.conninfo()}})
+    dac.allow_log += ["PostgreSQL", "lost"]
+    thread = await dac.thread()
+    assert (await dac.ask_json(thread, say(tokens=2))).status == 200
+    question = say("Kumquat two?", tokens=2)
+    with postgres.frozen():
+        for _ in range(3):
+            conns = [await dac.connect() for _ in range(8)]
+            for c in conns:
+                body = dac.question(question)
+                path = f"/api/threads/{thread}/messages"
+                await c.send(wire.encode_request("POST", path, {"x-org-id": "org_demo", **keyed(a_key())}, body))
+            await asyncio.sleep(0.05)
+            for c in conns:
+                c.reset()
+        waiting = [asyncio.create_task(dac.ask_json(thread, question, headers=keyed(a_key()))) for _ in range(8)]
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(dac.stop)
+    for r in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(r, ConnectionError) or r.status in (200, 503)
+
+
+@pytest.mark.crashpoints
+async def test_a_key_in_the_hands_of_one_who_stands_still(make_dac, mock, tmp_path):
+    """The others are told to come again, soon, and whoever has nothing to do with that key is served."""
+    tmp_path.chmod(0o777)
+    env = {"DAC_CRASH_AT": "worker/key_claimed=STOP", "DAC_CRASH_ONCE": str(tmp_path / "hit")}
+    dac = make_dac({"server": {"watchdog_timeout": "3s"}, **SHORT}, env=env, workers=3)
+    dac.allow_log.append("has not beaten")
+    thread = await dac.thread()
+    key, question = keyed(a_key()), say(tokens=3)
+    ask = lambda: dac.ask_json(thread, question, headers=key, tools=TOOLS)  # noqa: E731
+    stuck = asyncio.create_task(insist(ask))
+    while not (tmp_path / "hit.key_claimed").exists():
+        await asyncio.sleep(0.01)
+    began = asyncio.get_running_loop().time()
+    answers = await asyncio.gather(*[ask() for _ in range(6)], return_exceptions=True)
+    told = [r for r in answers if not isinstance(r, BaseException)]
+    assert told and {r.status for r in told} == {503}
+    assert {r.json()["code"] for r in told} == {"busy"} and all(r.get("retry-after") for r in told)
+    assert asyncio.get_running_loop().time() - began < 2
+    other = await insist(lambda: dac.ask_json(thread, say("Kumquat two?", tokens=2), headers=keyed(a_key())))
+    assert other.role == "leader"
+    turns = {(await stuck).turn_id, (await insist(ask)).turn_id}
+    assert len(turns) == 1 and await mock.calls() == 2
+    await all_sound(dac, mock)
