@@ -168,6 +168,63 @@ START_TEST(org_digest_is_sha256_of_the_name)
 }
 END_TEST
 
+/* So must these: they outlive the program by a day. */
+START_TEST(headers_and_bodies_have_digests_that_last)
+{
+    static const char body_hex[] =
+        "03db478060629747979fee740e57ef0a8573ed9e5491e6be342fc23d0710374b";
+    static const char abc_hex[] =
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    struct json_object *o = json("{\"b\":[1,{\"y\":2,\"x\":\"\\u00e4\"}],\"a\":0.5}");
+    struct id thread;
+    uint8_t out[32];
+    char hex[65];
+
+    ck_assert(id_parse(THREAD_1, strlen(THREAD_1), &thread));
+    ck_assert_int_eq(key_of_header("abc", out), DAC_OK);
+    bytes_hex(out, sizeof(out), hex);
+    ck_assert_str_eq(hex, abc_hex);
+    ck_assert_int_eq(key_of_body(&thread, o, out), DAC_OK);
+    bytes_hex(out, sizeof(out), hex);
+    ck_assert_str_eq(hex, body_hex);
+    json_object_put(o);
+}
+END_TEST
+
+static const char *const bodies[] = {
+    "{\"a\":1}",
+    "{\"a\":2}",
+    "{\"a\":\"1\"}",
+    "{\"a\":[1]}",
+    "{\"a\":1,\"b\":null}",
+    "{\"a\":1,\"b\":\"\"}",
+    "{}",
+};
+
+START_TEST(each_thread_and_each_body_is_another_request)
+{
+    uint8_t seen[2 * DAC_ARRAY_LEN(bodies)][32], same[32];
+    struct id threads[2] = {{{0}}};
+    struct json_object *o;
+    size_t n = 0;
+
+    ck_assert(id_parse(THREAD_1, strlen(THREAD_1), &threads[1]));
+    for (size_t t = 0; t < 2; t++)
+        for (size_t i = 0; i < DAC_ARRAY_LEN(bodies); i++) {
+            o = json(bodies[i]);
+            ck_assert_int_eq(key_of_body(&threads[t], o, seen[n]), DAC_OK);
+            json_object_put(o);
+            for (size_t k = 0; k < n; k++)
+                ck_assert_mem_ne(seen[k], seen[n], 32);
+            n++;
+        }
+    o = json(" { \"b\" : null, \"a\" : 1 } ");
+    ck_assert_int_eq(key_of_body(&threads[0], o, same), DAC_OK);
+    ck_assert_mem_eq(same, seen[4], 32);
+    json_object_put(o);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("key");
@@ -181,6 +238,8 @@ int main(void)
                         DAC_ARRAY_LEN(same_params));
     tcase_add_test(t, private_keys_belong_to_one_turn);
     tcase_add_test(t, org_digest_is_sha256_of_the_name);
+    tcase_add_test(t, headers_and_bodies_have_digests_that_last);
+    tcase_add_test(t, each_thread_and_each_body_is_another_request);
     suite_add_tcase(s, t);
     r = srunner_create(s);
     srunner_run_all(r, CK_NORMAL);

@@ -289,6 +289,9 @@ START_TEST(headers_are_found_and_joined)
     ck_assert_str_eq(h1_header(r, "x-empty"), "");
     ck_assert_str_eq(h1_header(r, "X"), ":");
     ck_assert_ptr_null(h1_header(r, "Hos"));
+    ck_assert_uint_eq(h1_header_count(r, "aCCEPT"), 2);
+    ck_assert_uint_eq(h1_header_count(r, "x-empty"), 1);
+    ck_assert_uint_eq(h1_header_count(r, "Hos"), 0);
     ck_assert_str_eq(r->head.data + r->path, "/p");
     ck_assert_str_eq(r->head.data + r->query, "q=1");
     h1_request_free(r);
