@@ -608,6 +608,20 @@ static PGconn *start_libpq(struct postgres_conn *c)
     return PQconnectStartParams(keywords, values, 1);
 }
 
+/* How long one server may take: what the string says, or a share of the whole time. */
+static uint64_t attempt_ns(const struct postgres_conn *c)
+{
+    size_t hosts = postgres_hosts_count(c->hosts);
+    unsigned s = postgres_hosts_timeout_s(c->hosts);
+    uint64_t ns = CONNECT_TIMEOUT_NS;
+
+    if (s > 0)
+        return (s < HOST_TIMEOUT_MAX_S ? s : HOST_TIMEOUT_MAX_S) * NS_PER_S;
+    if (hosts > 1)
+        ns /= hosts;
+    return ns < HOST_TIMEOUT_NS ? HOST_TIMEOUT_NS : ns;
+}
+
 static void on_resolved(void *arg, const char *why)
 {
     struct postgres_conn *c = arg;
@@ -628,23 +642,10 @@ static void on_resolved(void *arg, const char *why)
         return;
     }
     c->state = CONN_CONNECTING;
+    arm(c, attempt_ns(c)); /* how many there are is known only now */
     /* Before the first step libpq wants to hear that its socket is writable. */
     if (!watch(c, EV_WRITE, on_socket))
         lose(c);
-}
-
-/* How long one server may take: what the string says, or a share of the whole time. */
-static uint64_t attempt_ns(const struct postgres_conn *c)
-{
-    size_t hosts = postgres_hosts_count(c->hosts);
-    unsigned s = postgres_hosts_timeout_s(c->hosts);
-    uint64_t ns = CONNECT_TIMEOUT_NS;
-
-    if (s > 0)
-        return (s < HOST_TIMEOUT_MAX_S ? s : HOST_TIMEOUT_MAX_S) * NS_PER_S;
-    if (hosts > 1)
-        ns /= hosts;
-    return ns < HOST_TIMEOUT_NS ? HOST_TIMEOUT_NS : ns;
 }
 
 static void attempt(struct postgres_conn *c)
@@ -666,7 +667,6 @@ static void on_timer(evutil_socket_t fd, short what, void *arg)
         break;
     case CONN_RESOLVING:
         postgres_hosts_stop(c->hosts);
-        arm(c, attempt_ns(c));
         on_resolved(c, postgres_hosts_count(c->hosts) > 0
                            ? NULL /* as they were */
                            : "the name server did not answer for PostgreSQL's host in "

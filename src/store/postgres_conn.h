@@ -8,8 +8,9 @@
  * A connection string may say all that libpq knows; it is libpq that reads it, with
  * service files, password files and PG* variables. Host names are resolved by a thread of
  * our own, since libpq would do it inside a call on the loop; libpq then gets addresses,
- * and the names to check certificates and passwords by. One attempt over all hosts has
- * 5 s; the next one waits 100 ms to 5 s, growing, with jitter. Kerberos and LDAP look-ups
+ * and the names to check certificates and passwords by. Looking up
+ * has 5 s, connecting over all hosts 5 s more; the next attempt waits 100 ms to 5 s,
+ * growing, with jitter. Kerberos and LDAP look-ups
  * that a string asks for remain libpq's own and block.
  *
  * Settings of the session are left alone, but for application_name and client_encoding,
