@@ -1,7 +1,7 @@
 /*
  * dacctl: looks at an instance from outside. It maps the segment read-only, so it can
  * disturb nobody, and needs no answer from anyone: it works on a service that stands
- * still, or is dead. Two commands are about the database and need no instance at all.
+ * still, or is dead. Three commands are about the database and need no instance at all.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -22,6 +22,7 @@ static const char usage[] =
     "Usage: dacctl [-n NAME] [--json] COMMAND\n"
     "       dacctl [-c FILE | -d DATABASE] migrate [--dry-run | --print-roles]\n"
     "       dacctl [-c FILE | -d DATABASE] prune --older-than AGE [--dry-run]\n"
+    "       dacctl [-c FILE | -d DATABASE] spool SPOOL [--all] [--dry-run]\n"
     "Looks at a dacd from outside, read-only; looks after its database.\n"
     "\n"
     "  status    processes, flights by state, memory, providers, counters\n"
@@ -30,13 +31,19 @@ static const char usage[] =
     "            exits 0: nothing, 1: something, 2: there was nothing to look at\n"
     "  migrate   brings the database up to date, as dacd does when it starts\n"
     "  prune     deletes what ended longer ago than AGE (90d), in small batches\n"
+    "  spool     moves what waits in a spool that was set aside to the database\n"
     "\n"
     "  -n, --name NAME      the instance ([server] name; default: the only one that "
     "runs)\n"
     "      --json           one JSON object instead of tables\n"
     "  -c, --config FILE    where the database is configured (default: as for dacd)\n"
     "  -d, --database NAME  another one: a libpq connection string or an SQLite file\n"
-    "      --dry-run        print the SQL that is missing; count what would be deleted\n"
+    "      --all            also what the spool only keeps, and of a damaged one what "
+    "can\n"
+    "                       be read\n"
+    "      --dry-run        print the SQL that is missing; count what would be deleted "
+    "or\n"
+    "                       moved\n"
     "      --print-roles    print the SQL that makes PostgreSQL's roles, and do nothing\n"
     "      --older-than AGE a number and one of s, m, h, d\n"
     "  -V, --version        print the version and exit\n"
@@ -47,10 +54,14 @@ static const struct command {
     int (*run)(struct shm *shm, const char *name, bool json, struct buf *out);
     int no_segment; /* what to exit with if there is none to look at */
     int (*run_on_store)(const struct store_arguments *args); /* instead of `run` */
+    bool takes_file;
 } commands[] = {
-    {"status", dacctl_status, 1, NULL}, {"flights", dacctl_flights, 1, NULL},
-    {"check", dacctl_check, 2, NULL},   {"migrate", NULL, 1, dacctl_migrate},
-    {"prune", NULL, 1, dacctl_prune},
+    {"status", dacctl_status, 1, NULL, false},
+    {"flights", dacctl_flights, 1, NULL, false},
+    {"check", dacctl_check, 2, NULL, false},
+    {"migrate", NULL, 1, dacctl_migrate, false},
+    {"prune", NULL, 1, dacctl_prune, false},
+    {"spool", NULL, 1, dacctl_spool, true},
 };
 
 struct arguments {
@@ -76,6 +87,7 @@ static int parse_arguments(int argc, char **argv, struct arguments *out)
                                             {"json", no_argument, NULL, 'j'},
                                             {"config", required_argument, NULL, 'c'},
                                             {"database", required_argument, NULL, 'd'},
+                                            {"all", no_argument, NULL, 'a'},
                                             {"dry-run", no_argument, NULL, 'y'},
                                             {"print-roles", no_argument, NULL, 'r'},
                                             {"older-than", required_argument, NULL, 'o'},
@@ -98,6 +110,9 @@ static int parse_arguments(int argc, char **argv, struct arguments *out)
         case 'd':
             out->store.database = optarg;
             break;
+        case 'a':
+            out->store.all = true;
+            break;
         case 'y':
             out->store.dry_run = true;
             break;
@@ -118,8 +133,8 @@ static int parse_arguments(int argc, char **argv, struct arguments *out)
             return 1;
         }
     }
-    if (optind + 1 != argc) {
-        fprintf(stderr, "dacctl: one command is needed\n\n%s", usage);
+    if (optind == argc) {
+        fprintf(stderr, "dacctl: a command is needed\n\n%s", usage);
         return 1;
     }
     out->command = find_command(argv[optind]);
@@ -127,6 +142,12 @@ static int parse_arguments(int argc, char **argv, struct arguments *out)
         fprintf(stderr, "dacctl: unknown command \"%s\"\n\n%s", argv[optind], usage);
         return 1;
     }
+    if (optind + 1 + out->command->takes_file != argc) {
+        fprintf(stderr, "dacctl: %s takes %s\n\n%s", out->command->name,
+                out->command->takes_file ? "one file" : "nothing behind it", usage);
+        return 1;
+    }
+    out->store.file = out->command->takes_file ? argv[optind + 1] : NULL;
     return -1;
 }
 

@@ -18,7 +18,7 @@
 
 /* --- opening ------------------------------------------------------------------------ */
 
-static bool is_conninfo(const char *s)
+bool database_is_conninfo(const char *s)
 {
     return strchr(s, '=') != NULL || strncmp(s, "postgres://", 11) == 0 ||
            strncmp(s, "postgresql://", 13) == 0;
@@ -90,7 +90,7 @@ static bool open_sqlite(const char *path, struct database *out)
 
 static bool open_named(const char *name, struct database *out)
 {
-    return is_conninfo(name) ? open_postgres(name, out) : open_sqlite(name, out);
+    return database_is_conninfo(name) ? open_postgres(name, out) : open_sqlite(name, out);
 }
 
 bool database_open(const struct store_arguments *args, struct database *out)

@@ -13,7 +13,9 @@
 struct store_arguments {
     const char *conf;     /* configuration file; NULL: the usual one */
     const char *database; /* connection string or SQLite file; NULL: the configured one */
+    const char *file;     /* what the command is about; NULL: it takes none */
     const char *older_than;
+    bool all;
     bool dry_run;
     bool print_roles;
 };
@@ -25,6 +27,8 @@ struct database {
     char *path; /* owned; of the SQLite file */
 };
 
+/* Whether a name is a libpq connection string, not a file. */
+bool database_is_conninfo(const char *s);
 /* Opens what the arguments or the configuration name. False: it has said why. An SQLite
  * file that is not there is not made. */
 bool database_open(const struct store_arguments *args, struct database *out);
@@ -37,5 +41,6 @@ bool database_run(struct database *d, const char *doing, const char *sql, const 
 
 int dacctl_migrate(const struct store_arguments *args);
 int dacctl_prune(const struct store_arguments *args);
+int dacctl_spool(const struct store_arguments *args);
 
 #endif

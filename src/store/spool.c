@@ -136,7 +136,8 @@ static const char *const spool_sql[S_N] = {
         "t.hits), 'generation', t.generation, 'fetcher', t.fetcher, 'key_digest', "
         "hex(t.key_digest), 'created_at', t.created_at, 'finished_at', t.finished_at, "
         "'user_message_id', u.id, 'question', u.content, 'assistant_message_id', a.id, "
-        "'answer', a.content, 'citations', a.citations, 'reason', r.reason, 'rejected', "
+        "'answer', a.content, 'citations', a.citations, 'tool_calls', a.tool_calls, "
+        "'reason', r.reason, 'rejected', "
         "r.data) FROM spool_queue q "
         "LEFT JOIN turns t ON t.id = q.id AND q.kind = 1 "
         "LEFT JOIN messages u ON u.turn_id = t.id AND u.role = 'user' "
@@ -619,6 +620,8 @@ enum dac_err spool_renew(struct spool *sp)
     struct spool *fresh, old;
     enum dac_err e;
 
+    if (opt.as_it_is)
+        return DAC_E_CORRUPT;
     log_error(0, "%s", sp->error);
     opt.path = sp->path;
     if (access(sp->path, F_OK) == 0 && !rename_away(sp->path)) {
@@ -640,13 +643,51 @@ enum dac_err spool_renew(struct spool *sp)
     return DAC_OK;
 }
 
+/* Whether a file is a spool, as far as can be seen without touching it. */
+static enum dac_err look_at(const char *path, char *why, size_t n)
+{
+    sqlite3 *db = NULL;
+    sqlite3_stmt *s = NULL;
+    bool found = false;
+    enum dac_err e = DAC_E_SYS;
+
+    if (access(path, R_OK | W_OK) != 0) {
+        snprintf(why, n, "could not open \"%s\": %s", path, strerror(errno));
+        return e;
+    }
+    e = sqlite_connect(path, SQLITE_OPEN_READWRITE, &db, why, n);
+    if (e != DAC_OK)
+        return e;
+    int rc = sqlite3_prepare_v2(
+        db, "SELECT 1 FROM sqlite_schema WHERE name = 'spool_queue'", -1, &s, NULL);
+
+    if (rc == SQLITE_OK) {
+        rc = sqlite3_step(s);
+        found = rc == SQLITE_ROW;
+        rc = rc == SQLITE_ROW || rc == SQLITE_DONE ? SQLITE_OK : rc;
+    }
+    sqlite3_finalize(s);
+    if (rc != SQLITE_OK) {
+        e = sqlite_explain(db, path, rc, "could not read spool", why, n);
+    } else if (!found) {
+        snprintf(why, n, "\"%s\" is no spool", path);
+        e = DAC_E_INVALID;
+    }
+    sqlite3_close(db);
+    return e;
+}
+
 enum dac_err spool_open(const struct spool_options *opt, struct spool **out, char *why,
                         size_t n)
 {
-    enum dac_err e = open_once(opt, out, why, n);
+    enum dac_err e;
 
+    if (opt->as_it_is && (e = look_at(opt->path, why, n)) != DAC_OK)
+        return e;
+    e = open_once(opt, out, why, n);
     /* Damaged; or of another program or a newer version. */
-    if ((e == DAC_E_CORRUPT || e == DAC_E_INVALID || e == DAC_E_STATE) &&
+    if (!opt->as_it_is &&
+        (e == DAC_E_CORRUPT || e == DAC_E_INVALID || e == DAC_E_STATE) &&
         rename_away(opt->path)) {
         log_error(0, "the reason: %s", why);
         e = open_once(opt, out, why, n);

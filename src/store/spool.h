@@ -29,6 +29,8 @@ struct spool_options {
     size_t turns_kept;        /* of one thread, at least */
     size_t aliases_max;       /* idempotency keys that are remembered, besides those that
                                * PostgreSQL has not got yet; a little more for a while */
+    bool as_it_is;            /* a file that is missing or of no use is an error, and
+                               * nothing is renamed or made; not the service's own */
     void (*alive)(void *arg); /* as in struct store_options */
     void *arg;
 };
@@ -51,9 +53,9 @@ struct spool_batch {
     struct buf data; /* what is set aside */
 };
 
-/* Opens, or makes the file (mode 0600). One that is damaged, of another program or of a
- * newer version is renamed, never deleted; that is logged, and a new one begun. On
- * failure `why` is for the operator. */
+/* Opens, or makes the file (mode 0600); but see `as_it_is`. One that is damaged, of
+ * another program or of a newer version is renamed, never deleted; that is logged, and a
+ * new one begun. On failure `why` is for the operator. */
 enum dac_err spool_open(const struct spool_options *opt, struct spool **out, char *why,
                         size_t n) DAC_CHECK;
 void spool_close(struct spool *sp);
@@ -94,6 +96,16 @@ void spool_batch_free(struct spool_batch *batch);
 
 /* How many rows wait, about while they come in; takes no time, unlike the others. */
 uint64_t spool_rows(const struct spool *sp);
+/* Puts all threads and turns of the file into the queue that are not there, whether
+ * PostgreSQL has them or not: for a file whose queue may have lost rows. */
+enum dac_err spool_queue_all(struct spool *sp) DAC_CHECK;
+
+/* Copies what can be read of another file, whose queue may be damaged, into `to`, a new
+ * one. `whole`: nothing was unreadable. DAC_E_CORRUPT: all was. Leaves the other file as
+ * it is. */
+enum dac_err spool_salvage(struct spool *to, const char *path, bool *whole, char *why,
+                           size_t n) DAC_CHECK;
+
 void spool_stats(struct spool *sp, struct spool_stats *out);
 /* Upkeep, between batches: the log of the file, and dropping what is kept too long. */
 void spool_tidy(struct spool *sp);

@@ -263,3 +263,32 @@ void spool_batch_free(struct spool_batch *batch)
     buf_free(&batch->data);
     memset(batch, 0, sizeof *batch);
 }
+
+enum dac_err spool_queue_all(struct spool *sp)
+{
+    static const char sql[] =
+        "INSERT INTO spool_queue (kind, id, thread_id, org, title, at_us, queued_us) "
+        "SELECT 0, id, id, org, title, CAST(strftime('%s', created_at) AS INTEGER) * "
+        "1000000 + CAST(substr(created_at, 21) AS INTEGER), 1 FROM threads h WHERE NOT "
+        "EXISTS (SELECT 1 FROM spool_queue q WHERE q.id = h.id AND q.kind = 0) "
+        "ORDER BY id;"
+        "INSERT INTO spool_queue (kind, id, thread_id, org, queued_us) "
+        "SELECT 1, id, thread_id, org, 1 FROM turns t WHERE NOT EXISTS "
+        "(SELECT 1 FROM spool_queue q WHERE q.id = t.id AND q.kind = 1) "
+        "ORDER BY created_at, id;";
+    enum dac_err e = sqlite_writer_begin(sp->st);
+    int rc;
+
+    if (e != DAC_OK)
+        return spool_store_failed(sp, e);
+    rc = sqlite3_exec(sp->db, sql, NULL, NULL, NULL);
+    if (rc == SQLITE_OK)
+        rc = spool_recount(sp);
+    if (rc != SQLITE_OK)
+        e = spool_fail(sp, rc, "could not read spool");
+    else if ((e = sqlite_writer_commit(sp->st)) != DAC_OK)
+        e = spool_store_failed(sp, e);
+    if (e != DAC_OK)
+        spool_give_up(sp);
+    return e;
+}

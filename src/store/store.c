@@ -87,7 +87,8 @@ size_t store_row_bytes(const struct store_row *row)
 
     switch (row->kind) {
     case STORE_TURN:
-        return t->user_content.n + t->assistant_content.n + t->citations.n;
+        return t->user_content.n + t->assistant_content.n + t->citations.n +
+               t->tool_calls.n;
     case STORE_THREAD:
         return row->u.thread.title.n;
     case STORE_TITLE:
