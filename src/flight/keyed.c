@@ -150,7 +150,8 @@ static bool read_end(struct local_flight *lf, struct record_end *out)
     return false;
 }
 
-/* Nobody shares this failure any more, and nobody is to: the question was not asked. */
+/* Whether newcomers share this failure no longer, or never should: where it is closed its
+ * question was not even logged. */
 static bool is_over(const struct flights *fl, const struct shm_flight *f)
 {
     uint64_t ended = atomic_load_explicit(&f->ended_ns, memory_order_relaxed);

@@ -5,7 +5,7 @@
  * shm/flight.c: flight_adopt, flight_advance; shm/slot.c: slot_sweep (Master);
  * src/process/recorder_adopt.c: recorder_end_orphan (Recorder); src/flight/fetch_log.c: put,
  * fetch_end (the owner's steps); src/flight/audience.c: cursor_begin, cursor_skip_old,
- * encode_records; src/flight/join.c: flights_resume, add_attached (ATTACH); src/api/native.c
+ * encode_records; src/flight/attach.c: flights_resume, add_attached (ATTACH); src/api/native.c
  * and turn_stream.c: event ids.
  *
  * takeover_keep_question is `question`: a follower that joined before the question was in the

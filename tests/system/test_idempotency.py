@@ -881,6 +881,7 @@ async def test_clients_leave_while_their_key_is_looked_for(postgres, make_dac, m
 
 
 @pytest.mark.crashpoints
+@pytest.mark.skipif(not crash_points(), reason="needs a build with --enable-crashpoints")
 async def test_a_key_in_the_hands_of_one_who_stands_still(make_dac, mock, tmp_path):
     """The others are told to come again, soon, and whoever has nothing to do with that key is served."""
     tmp_path.chmod(0o777)
