@@ -617,6 +617,9 @@ async def test_the_fetcher_is_killed_and_the_retry_takes_over(dac, mock, kind, a
             return dac.open_ask(thread, question, headers=key, tools=TOOLS)
         return dac.open_chat(question, headers=key, tools=TOOLS)
 
+    async def orphaned():
+        return await dac.counter("dac_flights_orphaned_total") == 1
+
     s = asyncio.create_task(open_it())
     await mock.wait(waiting=1, barrier="hold")
     if at:
@@ -628,6 +631,9 @@ async def test_the_fetcher_is_killed_and_the_retry_takes_over(dac, mock, kind, a
         await s.rest()
     else:
         await asyncio.gather(s, return_exceptions=True)
+    # Before the death is noticed a retry would hear the old answer's bytes, and could not be told
+    # to forget them in a dialect that has no reset.
+    await until(orphaned, "its death was noticed")
     again = asyncio.create_task(open_it())
     await mock.wait(calls=2)
     await mock.open("hold")
