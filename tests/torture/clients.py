@@ -318,7 +318,7 @@ class Client:
                 self.ledger.problem("text", f"[DONE] behind {text!r}, {finish}, {error}: {asked.text}")
             self.ledger.acknowledge(s.head.get("x-dac-turn-id"), asked, "complete", text)
         elif error and s.complete:
-            if error["code"] == "cancelled":
+            if error["code"] in ("cancelled", "abandoned"):  # or: nobody listened any more
                 self.ledger.answers["chat stream, cancelled"] += 1
                 if not asked.may_be_cancelled:
                     self.ledger.problem("order", f"cancelled, though nobody said stop: {asked.text}")
