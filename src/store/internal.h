@@ -46,6 +46,8 @@ struct store_ops {
     void (*write)(struct store *st);
     void (*abort)(struct store *st); /* a batch runs */
     void (*tidy)(struct store *st);
+    /* It would be written to if it were up. NULL: nothing is to be done. */
+    void (*want)(struct store *st);
     /* Lowers what is too much. NULL: nothing is. */
     void (*batch_max)(const struct store *st, size_t *rows, size_t *bytes);
     /* Fills in what it knows of it; `out` is zero but for `up`. NULL: nothing. */
@@ -90,6 +92,12 @@ size_t store_row_bytes(const struct store_row *row);
 /* Sets a row's result and reason. */
 void store_row_refuse(struct store_row *row, enum dac_err e, const char *fmt, ...)
     DAC_PRINTF(3, 4);
+/* It would be written to if it were up: not to be kept waiting for long. */
+static inline void store_want(struct store *st)
+{
+    if (st->ops->want)
+        st->ops->want(st);
+}
 /* Sets each row's result as the front does before a batch. */
 void store_check_rows(struct store_row *rows, size_t n, enum store_place place);
 /* Tells whoever watches that this process lives. */
@@ -170,6 +178,7 @@ struct store_reader_ops {
     /* Forgets q, which it has. */
     void (*cancel)(struct store_reader *r, struct store_query *q);
     bool (*up)(const struct store_reader *r); /* NULL: always */
+    void (*want)(struct store_reader *r);     /* NULL: nothing is to be done */
 };
 
 /* First member of each implementation's reader. */
@@ -189,6 +198,13 @@ struct store_reader {
 static inline bool store_reader_up(const struct store_reader *r)
 {
     return !r->ops->up || r->ops->up(r);
+}
+
+/* It would be asked if it were up: not to be kept waiting for long. */
+static inline void store_reader_want(struct store_reader *r)
+{
+    if (r->ops->want)
+        r->ops->want(r);
 }
 
 /* The core's part; on failure nothing is left. */

@@ -41,8 +41,9 @@
 #define CONNECT_TIMEOUT_NS (5 * NS_PER_S)
 #define HOST_TIMEOUT_NS    (1 * NS_PER_S) /* the least for one of several */
 #define HOST_TIMEOUT_MAX_S 60
-#define BACKOFF_MIN_NS     (100 * NS_PER_MS)
-#define BACKOFF_MAX_NS     (5 * NS_PER_S)
+#define BACKOFF_MIN_NS     (100 * NS_PER_MS) /* before the next attempt, or half of it; */
+#define BACKOFF_MAX_NS     (5 * NS_PER_S)    /* grows to this; */
+#define WANTED_NS          (500 * NS_PER_MS) /* from its begin, where somebody waits */
 #define ERROR_SIZE         1024
 #define NAME_SIZE          24
 #define NO_FILE            "/dev/null/none"
@@ -79,8 +80,10 @@ struct postgres_conn {
     PGresult *script; /* owned: what a script, or a failed commit, has said so far */
     bool named;       /* statements are prepared under names */
     uint64_t backoff_ns;
-    uint64_t moved_ns; /* when the socket last took or had something */
-    int unsent;        /* what the kernel held when that was asked last */
+    uint64_t due_ns;     /* while WAITING: when it is over */
+    uint64_t soonest_ns; /* the next attempt, however much it is wanted */
+    uint64_t moved_ns;   /* when the socket last took or had something */
+    int unsent;          /* what the kernel held when that was asked last */
     uint64_t ups;
     char (*names)[NAME_SIZE]; /* owned, one per statement */
     char why[ERROR_SIZE];
@@ -90,42 +93,6 @@ static void attempt(struct postgres_conn *c);
 static void on_socket(evutil_socket_t fd, short what, void *arg);
 
 /* --- what went wrong ---------------------------------------------------------------- */
-
-const char *postgres_sqlstate(const PGresult *res)
-{
-    const char *s = PQresultErrorField(res, PG_DIAG_SQLSTATE);
-
-    return s != NULL ? s : "";
-}
-
-/* Classes whose words may quote the data: 22 (invalid values) and P0 (raised by a trigger
- * of the operator's). */
-static bool may_quote(const char *sqlstate)
-{
-    return strncmp(sqlstate, "22", 2) == 0 || strncmp(sqlstate, "P0", 2) == 0;
-}
-
-void postgres_explain(const PGresult *res, char *why, size_t n)
-{
-    const char *state = postgres_sqlstate(res);
-    const char *words = PQresultErrorField(res, PG_DIAG_MESSAGE_PRIMARY);
-    const char *table = PQresultErrorField(res, PG_DIAG_TABLE_NAME);
-    const char *column = PQresultErrorField(res, PG_DIAG_COLUMN_NAME);
-    const char *constraint = PQresultErrorField(res, PG_DIAG_CONSTRAINT_NAME);
-    size_t k = 0;
-
-    if (words == NULL || may_quote(state))
-        words = words == NULL ? "no answer" : "a value is refused";
-    k += (size_t)snprintf(why, n, "PostgreSQL: %s", words);
-    if (state[0] != '\0' && k < n)
-        k += (size_t)snprintf(why + k, n - k, " (SQLSTATE %s)", state);
-    if (table != NULL && k < n)
-        k += (size_t)snprintf(why + k, n - k, ", table %s", table);
-    if (column != NULL && k < n)
-        k += (size_t)snprintf(why + k, n - k, ", column %s", column);
-    if (constraint != NULL && k < n)
-        snprintf(why + k, n - k, ", constraint %s", constraint);
-}
 
 static void note_conn_error(struct postgres_conn *c)
 {
@@ -206,19 +173,40 @@ static void close_all(struct postgres_conn *c)
         pop(c);
 }
 
+/* Half of it or more, so that those who lost the same server do not all come at once. */
+static uint64_t jittered(uint64_t ns)
+{
+    uint32_t random;
+
+    random_bytes(&random, sizeof(random));
+    return ns / 2 + ns / 2 * (random % 1024) / 1024;
+}
+
 /* From any state to WAITING, with c->why filled. */
 static void lose(struct postgres_conn *c)
 {
-    uint32_t random;
+    uint64_t wait;
 
     close_all(c);
     c->state = CONN_WAITING;
     c->backoff_ns = c->backoff_ns == 0 ? BACKOFF_MIN_NS : c->backoff_ns * 2;
     if (c->backoff_ns > BACKOFF_MAX_NS)
         c->backoff_ns = BACKOFF_MAX_NS;
-    random_bytes(&random, sizeof(random));
-    arm(c, c->backoff_ns / 2 + c->backoff_ns / 2 * (random % 1024) / 1024);
+    wait = jittered(c->backoff_ns);
+    c->due_ns = clock_now_ns() + wait;
+    arm(c, wait);
     c->opt.down(c->opt.arg, c->why);
+}
+
+void postgres_conn_wanted(struct postgres_conn *c)
+{
+    uint64_t now = clock_now_ns();
+    uint64_t at = c->soonest_ns > now ? c->soonest_ns : now;
+
+    if (c->state != CONN_WAITING || c->due_ns <= at)
+        return;
+    c->due_ns = at;
+    arm(c, at - now);
 }
 
 void postgres_conn_drop(struct postgres_conn *c, const char *why)
@@ -650,6 +638,7 @@ static void on_resolved(void *arg, const char *why)
 
 static void attempt(struct postgres_conn *c)
 {
+    c->soonest_ns = clock_now_ns() + jittered(WANTED_NS);
     c->state = CONN_RESOLVING;
     arm(c, attempt_ns(c));
     postgres_hosts_resolve(c->hosts, on_resolved, c);

@@ -8,10 +8,10 @@
  * A connection string may say all that libpq knows; it is libpq that reads it, with
  * service files, password files and PG* variables. Host names are resolved by a thread of
  * our own, since libpq would do it inside a call on the loop; libpq then gets addresses,
- * and the names to check certificates and passwords by. Looking up
- * has 5 s, connecting over all hosts 5 s more; the next attempt waits 100 ms to 5 s,
- * growing, with jitter. Kerberos and LDAP look-ups
- * that a string asks for remain libpq's own and block.
+ * and the names to check certificates and passwords by. Looking up has 5 s, connecting
+ * over all hosts 5 s more; the next attempt waits 100 ms to 5 s, growing, with jitter,
+ * but not for long where somebody waits for it. Kerberos and LDAP look-ups that a string
+ * asks for remain libpq's own and block.
  *
  * Settings of the session are left alone, but for application_name and client_encoding,
  * which a pooler keeps per client: behind pgbouncer in transaction mode a session means
@@ -84,6 +84,10 @@ int postgres_conn_backend_pid(const struct postgres_conn *c);
 /* The server does what is asked of it: the next failure is answered by a quick attempt.
  */
 void postgres_conn_works(struct postgres_conn *c);
+/* Somebody waits for it: while it is down the next attempt begins a quarter to half a
+ * second after the last one did, if that is sooner. Call it again after each that fails,
+ * while that is so. */
+void postgres_conn_wanted(struct postgres_conn *c);
 /* Closes the connection as if it had been lost, for a reason of the caller's: no answer
  * in time, a server that only reads. The server may still do what it was sent. `down`
  * follows from the loop. Without effect while down. */

@@ -281,6 +281,8 @@ static void pump(struct postgres_reader *r)
             if (q->state == WAITING && !send_query(r, q))
                 break;
         }
+    } else if (r->asked_count > 0) {
+        postgres_conn_wanted(r->conn);
     }
     arm(r);
 }
@@ -336,6 +338,8 @@ static void went_down(void *arg, const char *why)
     }
     complain(r, why);
     deliver(r);
+    if (r->asked_count > 0)
+        postgres_conn_wanted(r->conn);
     arm(r);
 }
 
@@ -365,11 +369,17 @@ static bool postgres_reader_up(const struct store_reader *r)
     return postgres_conn_is_up(((const struct postgres_reader *)r)->conn);
 }
 
+static void postgres_reader_want(struct store_reader *r)
+{
+    postgres_conn_wanted(self(r)->conn);
+}
+
 static const struct store_reader_ops postgres_reader_ops = {
     .close = postgres_reader_close,
     .start = postgres_reader_start,
     .cancel = postgres_reader_cancel,
     .up = postgres_reader_up,
+    .want = postgres_reader_want,
 };
 
 enum dac_err store_postgres_reader_open(struct event_base *base,

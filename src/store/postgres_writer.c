@@ -648,6 +648,11 @@ static void postgres_store_tidy(struct store *st)
     (void)st;
 }
 
+static void postgres_store_want(struct store *st)
+{
+    postgres_conn_wanted(self(st)->conn);
+}
+
 /* It migrates whenever it connects. */
 static enum dac_err postgres_store_migrate(struct store *st, char *why, size_t n)
 {
@@ -687,6 +692,7 @@ static const struct store_ops postgres_ops = {
     .write = postgres_store_write,
     .abort = postgres_store_abort,
     .tidy = postgres_store_tidy,
+    .want = postgres_store_want,
     .stats = postgres_store_stats,
 };
 

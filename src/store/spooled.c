@@ -395,6 +395,8 @@ static void pass_on(struct spooled *s)
         s->doing = DIRECT;
         store_write(s->pg, s->core.rows, s->core.n, s->core.timeout_ns, on_direct, s);
     } else {
+        if (!store_up(s->pg))
+            store_want(s->pg);
         if (!store_up(s->pg) && !s->away) {
             log_error(0, "PostgreSQL is away: turns go to the spool: %s",
                       store_error(s->pg));

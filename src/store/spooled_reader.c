@@ -415,6 +415,8 @@ static void spooled_start(struct store_reader *core, struct store_query *q)
 
     TAILQ_INSERT_TAIL(&r->asked, q, link);
     arm_sweep(r);
+    if (!store_reader_up(r->pg))
+        store_reader_want(r->pg);
     if (q->kind == QUERY_ALIAS)
         start_alias(r, q);
     else

@@ -2,8 +2,10 @@
 in order; threads in use stay askable and readable."""
 
 import asyncio
+import contextlib
 import os
 import signal
+import sqlite3
 
 import pytest
 
@@ -105,6 +107,105 @@ async def test_an_unknown_thread_waits_and_is_refused(pg_dac, postgres, mock):
     r = await dac.get("/api/threads/018f0000-0000-7000-8000-000000000001")
     assert r.status == 503 and r.json()["code"] == "store_unavailable"
     assert r.get("retry-after")
+
+
+@pytest.mark.limit(90)
+async def test_what_only_postgresql_has_is_refused_for_now(pg_dac, postgres, mock):
+    """Lists, threads that the spool does not keep, and one of which it has not got the older turns yet."""
+    dac = pg_dac
+    kept, other, half = [await dac.thread(name) for name in ("kept", "other", "half")]
+    for thread in (kept, other, half):
+        await ask(dac, thread, "Kumquat one?")
+    dac.stop()
+    for path in dac.folder.glob("spool.db*"):
+        path.unlink()
+    dac.start()
+    for thread in (kept, half):
+        await ask(dac, thread, "Kumquat two?")
+
+    def depth(thread):
+        with contextlib.closing(sqlite3.connect(dac.folder / "spool.db", timeout=5)) as db:
+            return next(iter(db.execute("SELECT depth FROM spool_threads WHERE thread_id = ?", (thread,))), None)
+
+    async def filled():
+        return depth(kept) == (1,) == depth(half)
+
+    await until(filled, "both are filled")
+    with contextlib.closing(sqlite3.connect(dac.folder / "spool.db", timeout=5)) as db:
+        db.execute("UPDATE spool_threads SET depth = 0 WHERE thread_id = ?", (half,))  # as before that
+        db.commit()
+    await asyncio.to_thread(postgres.stop)
+    calls = await mock.calls()
+    loop = asyncio.get_running_loop()
+
+    async def refused(code, what):
+        began = loop.time()
+        r = await what
+        took = loop.time() - began
+        assert r.status == 503, r.text
+        assert r.json()["code"] == code and int(r.get("retry-after")) >= 1 and r.json()["retryable"]
+        assert took < 4, took
+        assert code == "history_unavailable" or took > 1.5
+
+    async def streamed(thread):
+        s = await dac.ask_stream(thread, say("Kumquat stream?"))
+        assert s.status == 503 or (s.one("error").data["code"] == "history_unavailable" and not s.named("done"))
+
+    unknown = "018f0000-0000-7000-8000-000000000001"
+    await asyncio.gather(
+        *[refused("store_unavailable", dac.get("/api/threads/")) for _ in range(8)],
+        *[refused("store_unavailable", dac.get(f"/api/threads/{t}/messages")) for t in (other, half, unknown)],
+        *[refused("store_unavailable", dac.get(f"/api/threads/{t}")) for t in (other, unknown)],
+        *[refused("store_unavailable", dac.ask_json(t, say("Kumquat three?"))) for t in (other, unknown)],
+        refused("history_unavailable", dac.ask_json(half, say("Kumquat three?"))),
+        streamed(half),
+    )
+    assert await mock.calls() == calls
+    assert (await ask(dac, kept, "Kumquat three?"))["stored"] == "spool"
+    assert (await dac.get(f"/api/threads/{half}")).status == 200  # its title is known
+    await asyncio.to_thread(postgres.start)
+    await drained(dac)
+    for thread in (kept, other, half):
+        await ask(dac, thread, "Kumquat four?")
+    assert len((await dac.get("/api/threads/")).json()["threads"]) == 3
+
+
+@pytest.mark.limit(90)
+@pytest.mark.parametrize("traffic", ["all the time", "only afterwards"])
+async def test_who_reads_finds_postgresql_within_a_second(pg_dac, postgres, mock, traffic):
+    """Behind an outage that made attempts to connect rare. Lists come from PostgreSQL alone."""
+    dac = pg_dac
+    thread = await dac.thread()
+    await ask(dac, thread, "Kumquat?")
+    loop = asyncio.get_running_loop()
+    back, over, good = None, asyncio.Event(), []
+
+    async def reader():
+        while not over.is_set():
+            r = await dac.get("/api/threads/")
+            if r.status == 200 and back is not None:
+                good.append(loop.time() - back)
+                return
+            assert r.status in (200, 503), r.text
+            await asyncio.sleep(0.05)
+
+    readers = 16  # over four workers
+    await asyncio.to_thread(postgres.stop)
+    tasks = [asyncio.create_task(reader()) for _ in range(readers if traffic == "all the time" else 0)]
+    await asyncio.sleep(10)
+    await asyncio.to_thread(postgres.start)
+    back = loop.time()
+    tasks += [asyncio.create_task(reader()) for _ in range(readers - len(tasks))]
+    stored = None
+    while stored != "postgres" and loop.time() - back < 10:
+        stored = (await ask(dac, thread, f"Kumquat {loop.time()}?"))["stored"]
+    took = loop.time() - back
+    await asyncio.sleep(max(0, 3 - took))
+    over.set()
+    await asyncio.gather(*tasks)
+    print(f"first good reads after {min(good):.2f} to {max(good):.2f} s, first turn there after {took:.2f} s")
+    assert len(good) == readers
+    assert max(good) < 1 and took < 1.5, (max(good), took)
 
 
 async def test_changes_of_threads_go_through_the_spool(pg_dac, postgres, mock):

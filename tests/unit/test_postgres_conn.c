@@ -366,6 +366,22 @@ START_TEST(attempts_grow_rare)
 }
 END_TEST
 
+/* Whoever waits for it asks again and again. */
+START_TEST(who_waits_does_not_wait_for_long)
+{
+    open_conn("host=127.0.0.1 port=1 user=postgres dbname=x");
+    loop_for(3 * NS_PER_S); /* so that it waits for 1.6 s or more */
+    downs = 0;
+    for (int i = 0; i < 150; i++) {
+        postgres_conn_wanted(conn);
+        loop_for(20 * NS_PER_MS);
+    }
+    /* At 0, then after 250 to 500 ms each. */
+    ck_assert_int_ge(downs, 6);
+    ck_assert_int_le(downs, 13);
+}
+END_TEST
+
 /* --- statements --------------------------------------------------------------------- */
 
 struct answer {
@@ -468,6 +484,7 @@ int main(void)
     tcase_add_test(tc, a_loss_in_the_middle_of_writing_troubles_no_event);
     tcase_add_test(tc, no_socket_is_mixed_up_while_hosts_are_tried);
     tcase_add_test(tc, attempts_grow_rare);
+    tcase_add_test(tc, who_waits_does_not_wait_for_long);
     tcase_add_test(tc, a_failed_statement_takes_its_transaction_and_no_other);
     tcase_add_test(tc, what_was_sent_before_a_loss_never_answers);
     suite_add_tcase(s, tc);
