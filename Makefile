@@ -261,6 +261,10 @@ bench-takeover: all ## a fetcher dies: how long the others wait for their next b
 	@tools/install-deps.sh venv
 	@DAC_BUILD=$(BUILD) .venv/bin/python tests/takeover/bench.py --kills $(or $(KILLS),200) --stops $(or $(STOPS),20)
 
+.PHONY: bench-store
+bench-store: all ## what storing a turn costs beside a bare commit (TURNS=500 ROUNDS=3)
+	@tools/bench-store.sh $(BUILD) --turns $(or $(TURNS),500) --rounds $(or $(ROUNDS),3)
+
 .PHONY: torture
 torture: all ## random deaths under a mixed load (KILLS=200 SEED=number JOBS=1)
 	@tools/install-deps.sh venv
