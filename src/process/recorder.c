@@ -33,6 +33,7 @@
 #define RECYCLE_INTERVAL_NS (10 * NS_PER_MS)
 #define WRITING_RECYCLE_NS  (50 * NS_PER_MS)
 #define STORE_WAIT_NS       (5 * NS_PER_S) /* for a lock of the store, at the start */
+#define TIDY_AFTER_NS       (1 * NS_PER_MS)
 
 /* --- looking --------------------------------------------------------------------------
  */
@@ -66,6 +67,11 @@ static void look_at_dirty(void *arg, uint32_t flight)
 
     if (flight < r->shm->hdr->flight_count)
         recorder_look(r, flight);
+}
+
+void recorder_take_dirty(struct recorder *r)
+{
+    wake_take(r->shm, look_at_dirty, r);
 }
 
 static void look_at_all(struct recorder *r)
@@ -192,7 +198,7 @@ static void on_wake(evutil_socket_t fd, short what, void *arg)
 
     (void)fd, (void)what;
     wake_begin(r->shm);
-    wake_take(r->shm, look_at_dirty, r);
+    recorder_take_dirty(r);
     wake_take_pacers(r->shm);
     if (atomic_load(&r->shm->hdr->kicks) != r->kicks)
         look_at_all(r);
@@ -235,6 +241,22 @@ static void on_again(evutil_socket_t fd, short what, void *arg)
     work(arg);
 }
 
+static void on_tidy(evutil_socket_t fd, short what, void *arg)
+{
+    struct recorder *r = arg;
+
+    (void)fd, (void)what;
+    store_tidy(r->store);
+}
+
+void recorder_tidy_soon(struct recorder *r)
+{
+    const struct timeval tv = {.tv_usec = (suseconds_t)(TIDY_AFTER_NS / NS_PER_US)};
+
+    if (!event_pending(r->tidy, EV_TIMEOUT, NULL))
+        event_add(r->tidy, &tv);
+}
+
 static void on_stop(void *arg)
 {
     struct recorder *r = arg;
@@ -256,7 +278,8 @@ static bool make_events(struct recorder *r)
                         on_wake, r);
     r->beat = event_new(r->base, -1, EV_PERSIST, on_beat, r);
     r->again = event_new(r->base, -1, 0, on_again, r);
-    return r->wake && r->beat && r->again && event_add(r->wake, NULL) == 0 &&
+    r->tidy = event_new(r->base, -1, 0, on_tidy, r);
+    return r->wake && r->beat && r->again && r->tidy && event_add(r->wake, NULL) == 0 &&
            event_add(r->beat, &beat) == 0 &&
            child_stop_init(&r->stop, r->base, on_stop, r) == DAC_OK;
 }
@@ -353,6 +376,10 @@ static void recorder_free(struct recorder *r)
         event_free(r->beat);
     if (r->again)
         event_free(r->again);
+    if (r->tidy)
+        event_free(r->tidy);
+    if (r->ready)
+        store_tidy(r->store);
     store_close(r->store);
     if (r->batch)
         recorder_put_down(r);

@@ -6,6 +6,7 @@
  *   choose -> rows (threads first, then by age), final numbers -> store_write()
  *         ... the loop goes on; what ends meanwhile waits for the next batch ...
  *         -> committed -> per flight: sample, `stored` (release), wake its readers
+ *         -> the next batch, if something waits; the store's upkeep beside it
  *
  * The order of the last line is a promise: whoever reads `stored` finds the sample, and
  * what it says is durable. A row that the store refuses for its data fails alone;
@@ -514,7 +515,7 @@ static void batch_stored(struct recorder *r)
         recorder_look(r, b->outcomes[i].flight); /* for keys that came meanwhile */
     }
     batch_clear(b);
-    store_tidy(r->store);
+    recorder_tidy_soon(r);
 }
 
 /* One bucket of a histogram: what is at most that. */
@@ -569,6 +570,8 @@ static void on_written(void *arg, enum dac_err e)
         batch_lost(r, store_error(r->store));
     }
     recorder_note_store(r); /* newcomers are refused before the spool is too full */
+    recorder_take_dirty(r); /* what has ended meanwhile is of the next batch */
+    recorder_store(r, clock_now_ns());
     recorder_continue(r);
 }
 

@@ -44,6 +44,7 @@ struct recorder {
     struct event *wake;  /* the slot's eventfd */
     struct event *beat;  /* every BEAT_NS */
     struct event *again; /* one shot: store more, or try once more */
+    struct event *tidy;  /* one shot: the store's upkeep */
     struct child_stop stop;
 
     struct flight_note *notes; /* owned, one per flight */
@@ -88,6 +89,10 @@ static inline bool recorder_has_work(const struct recorder *r)
 
 /* recorder.c: a batch is over, one way or the other: goes on with what waits, or ends. */
 void recorder_continue(struct recorder *r);
+/* Looks at the flights that others have named since. */
+void recorder_take_dirty(struct recorder *r);
+/* The store's upkeep is to be seen to, when those who were told have had time to run. */
+void recorder_tidy_soon(struct recorder *r);
 /* Tells the world how the store is doing. */
 void recorder_note_store(struct recorder *r);
 

@@ -331,6 +331,7 @@ static enum dac_err reject(struct spool *sp, const struct store_row *row, int64_
 void spool_give_up(struct spool *sp)
 {
     sqlite_writer_rollback(sp->st);
+    sp->used_known = false;
     (void)spool_alias_recount(sp);
 }
 
@@ -400,14 +401,22 @@ int spool_recount(struct spool *sp)
     return rc;
 }
 
+/* Asked for each batch that somebody waits for, and so not of the file unless something
+ * has changed there, which is by this connection alone. */
 uint64_t spool_bytes_used(struct spool *sp)
 {
     int64_t pages = 0, unused = 0;
+    int changes = sqlite3_total_changes(sp->db);
 
+    if (sp->used_known && changes == sp->used_changes)
+        return sp->used;
     if (spool_read_number(sp, S_PAGES, &pages, NULL) != SQLITE_OK ||
         spool_read_number(sp, S_FREE_PAGES, &unused, NULL) != SQLITE_OK)
         return 0;
-    return (uint64_t)(pages - unused) * sp->page_size;
+    sp->used = (uint64_t)(pages - unused) * sp->page_size;
+    sp->used_changes = changes;
+    sp->used_known = true;
+    return sp->used;
 }
 
 /* --- its limit ---------------------------------------------------------------------- */

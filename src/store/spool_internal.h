@@ -74,6 +74,9 @@ struct spool {
     size_t threads_max;
     size_t turns_kept;
     uint64_t page_size;
+    uint64_t used;    /* bytes of the file in use, if `used_known`, */
+    int used_changes; /* as of this count of SQLite's */
+    bool used_known;
     uint64_t rows;    /* in the queue */
     uint64_t aliases; /* remembered */
     uint64_t aliases_max;

@@ -120,34 +120,6 @@ static void copy_turn(struct arena *a, struct store_turn *t)
     t->tool_calls = copy_text(a, &t->tool_calls);
 }
 
-/* What finds no room is not kept: the cache is then shorter by that thread. */
-static void copy_rows(struct spooled *s, const struct store_row *rows, size_t n)
-{
-    struct copies *c = &s->copies;
-
-    for (size_t i = 0; i < n && c->n < KEEP_ROWS; i++) {
-        struct store_row *to = &c->rows[c->n];
-        if (rows[i].result != DAC_OK || rows[i].kind == STORE_COUNTS ||
-            rows[i].kind == STORE_REJECTED ||
-            c->bytes + store_row_bytes(&rows[i]) > KEEP_BYTES_MAX)
-            continue;
-        *to = rows[i];
-        if (to->kind == STORE_TURN) {
-            copy_turn(&c->texts, &to->u.turn);
-        } else if (to->kind == STORE_THREAD) {
-            to->u.thread.org = copy_word(&c->texts, to->u.thread.org);
-            to->u.thread.title = copy_text(&c->texts, &to->u.thread.title);
-        } else if (to->kind == STORE_ALIAS) {
-            to->u.alias.org = copy_word(&c->texts, to->u.alias.org);
-        } else {
-            to->u.change.org = copy_word(&c->texts, to->u.change.org);
-            to->u.change.title = copy_text(&c->texts, &to->u.change.title);
-        }
-        c->bytes += store_row_bytes(to);
-        c->n++;
-    }
-}
-
 static void keep_copies(struct spooled *s)
 {
     struct copies *c = &s->copies;
@@ -164,6 +136,39 @@ static void keep_copies(struct spooled *s)
     arena_free(&c->texts);
     c->n = 0;
     c->bytes = 0;
+}
+
+static void copy_row(struct copies *c, const struct store_row *row)
+{
+    struct store_row *to = &c->rows[c->n++];
+
+    *to = *row;
+    if (to->kind == STORE_TURN) {
+        copy_turn(&c->texts, &to->u.turn);
+    } else if (to->kind == STORE_THREAD) {
+        to->u.thread.org = copy_word(&c->texts, to->u.thread.org);
+        to->u.thread.title = copy_text(&c->texts, &to->u.thread.title);
+    } else if (to->kind == STORE_ALIAS) {
+        to->u.alias.org = copy_word(&c->texts, to->u.alias.org);
+    } else {
+        to->u.change.org = copy_word(&c->texts, to->u.change.org);
+        to->u.change.title = copy_text(&c->texts, &to->u.change.title);
+    }
+    c->bytes += store_row_bytes(to);
+}
+
+static void copy_rows(struct spooled *s, const struct store_row *rows, size_t n)
+{
+    struct copies *c = &s->copies;
+
+    for (size_t i = 0; i < n; i++) {
+        if (rows[i].result != DAC_OK || rows[i].kind == STORE_COUNTS ||
+            rows[i].kind == STORE_REJECTED)
+            continue;
+        if (c->n == KEEP_ROWS || c->bytes + store_row_bytes(&rows[i]) > KEEP_BYTES_MAX)
+            keep_copies(s);
+        copy_row(c, &rows[i]);
+    }
 }
 
 /* --- draining ----------------------------------------------------------------------- */
@@ -327,7 +332,10 @@ static void drain(struct spooled *s)
 static void to_spool(struct spooled *s)
 {
     struct store *st = &s->core;
-    enum dac_err e = spool_put(s->spool, st->rows, st->n);
+    enum dac_err e;
+
+    keep_copies(s); /* what was stored before stands before it */
+    e = spool_put(s->spool, st->rows, st->n);
 
     if (e != DAC_OK)
         snprintf(st->error, sizeof st->error, "%s", spool_error(s->spool));

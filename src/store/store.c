@@ -411,6 +411,6 @@ void store_abort(struct store *st)
 
 void store_tidy(struct store *st)
 {
-    DAC_ASSERT(st->magic == STORE_MAGIC && !st->busy);
+    DAC_ASSERT(st->magic == STORE_MAGIC);
     st->ops->tidy(st);
 }

@@ -226,8 +226,8 @@ struct store_stats {
 void store_stats(const struct store *st, struct store_stats *out);
 
 /* Upkeep that is due (SQLite: a checkpoint of the write-ahead log); may take as long as a
- * commit. Call between batches, after those who waited for the commit were told; a commit
- * does it itself when it is long overdue. */
+ * commit. Call when those who waited for a commit were told, also while the next batch
+ * runs; a commit does it itself when it is long overdue. */
 void store_tidy(struct store *st);
 /* Text of the last failure of a whole batch, with the place and what to do; no content of
  * rows. Valid until the next call. */
