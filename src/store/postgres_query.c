@@ -25,9 +25,13 @@ _Static_assert(HISTORY_TURNS == STORE_HISTORY_TURNS_MAX, "histories look as far 
  * know that: it takes a thread for one of average length, and a limit that is a parameter
  * for a share of the table, so that it would read all of a long thread for each of its
  * pages. What this makes of its costs must not have it compile the plan. */
-#define BY_INDEX                                                                         \
-    "(SELECT count(set_config(s, 'off', true)) FROM unnest('{enable_seqscan,"            \
+#define BY_INDEX(local)                                                                  \
+    "(SELECT count(set_config(s, 'off', " local ")) FROM unnest('{enable_seqscan,"       \
     "enable_bitmapscan,enable_sort,enable_hashjoin,enable_mergejoin,jit}'::text[]) s)"
+/* One plan suits all, then, and making it takes longer than running it. */
+#define LIMIT(local)                                                                     \
+    "SELECT set_config('statement_timeout', '2000', " local "), "                        \
+    "set_config('plan_cache_mode', 'force_generic_plan', " local "), " BY_INDEX(local)
 
 /* --- a page of messages --- */
 
@@ -82,8 +86,9 @@ static const Oid history_types[] = {POSTGRES_UUID, POSTGRES_TEXT, POSTGRES_UUID,
 
 const struct postgres_statement postgres_query_statements[PQ_N] = {
     /* Not SET LOCAL, which complains where the transaction is the pipeline's own. */
-    [PQ_LIMIT] = {"SELECT set_config('statement_timeout', '2000', true), " BY_INDEX, 0,
-                  NULL},
+    [PQ_LIMIT] = {LIMIT("true"), 0, NULL},
+    [PQ_SESSION] = {LIMIT("false"), 0, NULL},
+    [PQ_PID] = {"SELECT pg_backend_pid()", 0, NULL},
     [PQ_THREAD] = {"SELECT h.id, h.title, h.created_at, " LAST_TURN " FROM threads h "
                    "WHERE h.id = $1 AND h.org = $2 AND h.deleted_at IS NULL",
                    2, thread_types},

@@ -11,7 +11,9 @@
 #include "store/postgres_value.h"
 
 enum {
-    PQ_LIMIT, /* in front of each question: its statement timeout, in this transaction */
+    PQ_LIMIT, /* in front of each question: its timeout and plans, in this transaction */
+    PQ_SESSION, /* the same once, where the session is the reader's own */
+    PQ_PID,     /* whether it is */
     PQ_THREAD,
     PQ_THREADS,
     PQ_THREADS_AFTER,

@@ -20,11 +20,13 @@
 #include "store/internal.h"
 #include "store/postgres_conn.h"
 #include "store/postgres_query.h"
+#include "store/postgres_session.h"
 
 #define QUERIES_MAX     1000
 #define WINDOW          32
 #define SILENCE_NS      (STORE_QUERY_WAIT_NS + 500 * NS_PER_MS)
 #define COMPLAIN_GAP_NS (10 * NS_PER_S)
+#define SETTINGS        1 /* of the session: there is one set of them */
 
 enum { WAITING, SENT, DONE };
 
@@ -39,6 +41,7 @@ struct flying {
 struct postgres_reader {
     struct store_reader core; /* first */
     struct postgres_conn *conn;
+    struct postgres_session session;
     char *conninfo;          /* owned */
     char *application;       /* owned */
     struct query_list asked; /* in the order of asking */
@@ -257,9 +260,9 @@ static bool send_query(struct postgres_reader *r, struct store_query *q)
     struct flying *f = &r->flying[i];
     int which;
 
-    postgres_args_reset(&r->args);
-    if (postgres_run(r->conn, PQ_LIMIT, &r->args, limit_answered, f) != DAC_OK)
+    if (postgres_session_set(&r->session, NULL, SETTINGS, limit_answered, f) != DAC_OK)
         return false;
+    postgres_args_reset(&r->args);
     which = postgres_query_build(q, &r->args);
     if (postgres_run(r->conn, (size_t)which, &r->args, question_answered, f) != DAC_OK ||
         postgres_sync(r->conn, pipeline_answered, f) != DAC_OK)
@@ -316,13 +319,18 @@ static void postgres_reader_cancel(struct store_reader *core, struct store_query
 
 /* --- connection --------------------------------------------------------------------- */
 
+static const struct postgres_session_sql session_sql = {
+    .pid = PQ_PID, .session = PQ_SESSION, .local = PQ_LIMIT};
+
 static void came_up(void *arg)
 {
     struct postgres_reader *r = arg;
 
     /* Should it fail, the connection goes down and tells. */
-    if (postgres_prepare(r->conn) == DAC_OK)
-        pump(r);
+    if (postgres_prepare(r->conn) != DAC_OK)
+        return;
+    postgres_session_begin(&r->session, r->conn, &session_sql);
+    pump(r);
 }
 
 static void went_down(void *arg, const char *why)

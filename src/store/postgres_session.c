@@ -1,5 +1,5 @@
 /*
- * See postgres_session.h. Recorder only.
+ * See postgres_session.h. In the recorder and the workers.
  *
  *   asked for its process id -> another one's: a pooler
  *                            -> its own: told the settings -> has them
@@ -9,7 +9,6 @@
 #include "store/postgres_session.h"
 
 #include "base/log.h"
-#include "store/postgres_sql.h"
 
 static void on_pid(void *arg, PGresult *res)
 {
@@ -24,11 +23,12 @@ static void on_pid(void *arg, PGresult *res)
                      "settings along");
 }
 
-void postgres_session_begin(struct postgres_session *s, struct postgres_conn *c)
+void postgres_session_begin(struct postgres_session *s, struct postgres_conn *c,
+                            const struct postgres_session_sql *sql)
 {
-    *s = (struct postgres_session){.conn = c};
+    *s = (struct postgres_session){.conn = c, .sql = sql};
     /* What could not be sent is a lost connection, whose `down` follows. */
-    if (postgres_run(c, W_PID, NULL, on_pid, s) != DAC_OK ||
+    if (postgres_run(c, sql->pid, NULL, on_pid, s) != DAC_OK ||
         postgres_sync(c, NULL, NULL) != DAC_OK)
         log_debug(0, "a session could not be asked for its process id");
 }
@@ -37,31 +37,31 @@ static void on_told(void *arg, PGresult *res)
 {
     struct postgres_session *s = arg;
 
-    s->timeout_ns = PQresultStatus(res) == PGRES_TUPLES_OK ? s->asked_ns : 0;
-    if (s->timeout_ns == 0)
-        s->asked_ns = 0;
+    s->has = PQresultStatus(res) == PGRES_TUPLES_OK ? s->asked : 0;
+    if (s->has == 0)
+        s->asked = 0;
 }
 
 /* A transaction of its own: what is set in one that fails is taken back. */
 static enum dac_err tell(struct postgres_session *s, const struct postgres_args *a,
-                         uint64_t timeout_ns)
+                         uint64_t which)
 {
-    enum dac_err e = postgres_run(s->conn, W_SESSION, a, on_told, s);
+    enum dac_err e = postgres_run(s->conn, s->sql->session, a, on_told, s);
 
-    s->asked_ns = timeout_ns;
-    s->timeout_ns = 0;
+    s->asked = which;
+    s->has = 0;
     return e == DAC_OK ? postgres_sync(s->conn, NULL, NULL) : e;
 }
 
-enum dac_err postgres_session_limit(struct postgres_session *s, struct postgres_args *a,
-                                    uint64_t timeout_ns, postgres_result_cb cb, void *arg)
+enum dac_err postgres_session_set(struct postgres_session *s,
+                                  const struct postgres_args *a, uint64_t which,
+                                  postgres_result_cb cb, void *arg)
 {
     enum dac_err e = DAC_OK;
 
-    if (s->timeout_ns == timeout_ns)
+    if (s->has == which)
         return DAC_OK;
-    postgres_put_limits(a, timeout_ns);
-    if (s->direct && s->asked_ns != timeout_ns)
-        e = tell(s, a, timeout_ns);
-    return e == DAC_OK ? postgres_run(s->conn, W_LIMITS, a, cb, arg) : e;
+    if (s->direct && s->asked != which)
+        e = tell(s, a, which);
+    return e == DAC_OK ? postgres_run(s->conn, s->sql->local, a, cb, arg) : e;
 }

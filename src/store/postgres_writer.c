@@ -352,8 +352,9 @@ static void send_single(struct postgres_store *s, const struct store_row *row)
 
 static void send_limits(struct postgres_store *s)
 {
-    if (postgres_session_limit(&s->session, &s->args, s->core.timeout_ns, on_statement,
-                               s) != DAC_OK)
+    postgres_put_limits(&s->args, s->core.timeout_ns);
+    if (postgres_session_set(&s->session, &s->args, s->core.timeout_ns, on_statement,
+                             s) != DAC_OK)
         log_debug(0, "a transaction could not be begun");
 }
 
@@ -566,6 +567,9 @@ static void on_aside(void *arg, PGresult *res)
 
 /* --- the connection ----------------------------------------------------------------- */
 
+static const struct postgres_session_sql session_sql = {
+    .pid = W_PID, .session = W_SESSION, .local = W_LIMITS};
+
 static void on_migrated(void *arg, enum dac_err e, const char *why)
 {
     struct postgres_store *s = arg;
@@ -577,7 +581,7 @@ static void on_migrated(void *arg, enum dac_err e, const char *why)
     }
     if (postgres_prepare(s->conn) != DAC_OK)
         return; /* `down` follows */
-    postgres_session_begin(&s->session, s->conn);
+    postgres_session_begin(&s->session, s->conn, &session_sql);
     s->migrated = true;
     s->core.error[0] = '\0';
     if (s->told || postgres_conn_reconnects(s->conn) > 0)
