@@ -121,7 +121,7 @@ static const char *const spool_sql[S_N] = {
     [S_SUSPECT] =
         "SELECT seq, deaths, q.id, q.kind, (SELECT count(*) FROM (SELECT 1 FROM "
         "spool_queue b WHERE b.seq < d.seq LIMIT 1000)) FROM spool_deaths d JOIN "
-        "spool_queue q USING (seq) ORDER BY seq LIMIT 1",
+        "spool_queue q USING (seq) WHERE deaths >= ?1 ORDER BY seq LIMIT 1",
     [S_CLEARED] = "DELETE FROM spool_deaths WHERE seq <= ?1",
     [S_LEAVE] =
         "INSERT INTO spool_left (seq, kind, id, org, left_at, data) SELECT q.seq, "

@@ -2,18 +2,19 @@
  * Rows that a recorder dies of. The oldest rows of the queue are in hand from when they
  * are read until it is known what became of them, and the file says so; a recorder that
  * finds it said by one that lives no more counts its death for each of them. Which of
- * them it was nobody knows, so each goes alone from then on.
+ * them it was nobody knows, so they go in ever smaller batches from then on.
  *
  *   deaths     0          goes with others
- *              1, 2       goes alone
- *              3          is set aside in PostgreSQL's table `rejected`
- *              4          is left in the table `spool_left` of the file, and not looked
+ *              1          goes with a few others
+ *              2, 3       goes alone
+ *              4          is set aside in PostgreSQL's table `rejected`
+ *              5          is left in the table `spool_left` of the file, and not looked
  * at
  *
- * The second and third death are of a row alone: with fewer, one that a recorder happened
- * to have in hand when somebody killed it would be set aside, although its client was
- * told that it is stored. For the same reason a row that only waits for PostgreSQL's
- * answer is hardly a suspect: such a death counts a quarter.
+ * The last two deaths are of a row alone: with fewer, one that a recorder happened to
+ * have in hand when somebody killed it would be set aside, although its client was told
+ * that it is stored. For the same reason a row that only waits for PostgreSQL's answer is
+ * hardly a suspect: such a death counts a quarter.
  *
  * What the file says need not be on the disk: it is about processes, not about the
  * machine. Runs in the recorder.
@@ -34,8 +35,10 @@
 
 #define DEATH_AT_WORK 4
 #define DEATH_WAITING 1
-#define DEATHS_ASIDE  (3 * DEATH_AT_WORK)
-#define DEATHS_LEFT   (4 * DEATH_AT_WORK)
+#define DEATHS_ALONE  (2 * DEATH_AT_WORK)
+#define DEATHS_ASIDE  (4 * DEATH_AT_WORK)
+#define DEATHS_LEFT   (5 * DEATH_AT_WORK)
+#define FEW           16 /* rows */
 
 static int mark(struct spool *sp, size_t held, int weight)
 {
@@ -153,13 +156,15 @@ struct suspect {
     char id[ID_TEXT_SIZE];
 };
 
-/* The first of them. */
-static int find_suspect(struct spool *sp, int64_t *seq, struct suspect *out)
+/* The first of those that have so many. */
+static int find_suspect(struct spool *sp, int deaths, int64_t *seq, struct suspect *out)
 {
     sqlite3_stmt *s = sp->stmt[S_SUSPECT];
-    int rc = sqlite3_step(s);
+    int rc = sqlite3_bind_int(s, 1, deaths);
 
     memset(out, 0, sizeof *out);
+    if (rc == SQLITE_OK)
+        rc = sqlite3_step(s);
     if (rc == SQLITE_ROW) {
         const char *id = (const char *)sqlite3_column_text(s, 2);
 
@@ -173,37 +178,60 @@ static int find_suspect(struct spool *sp, int64_t *seq, struct suspect *out)
     return rc == SQLITE_ROW || rc == SQLITE_DONE ? SQLITE_OK : rc;
 }
 
-enum dac_err spool_hand_take(struct spool *sp, size_t *max, bool *aside)
+/* Leaves what nobody is to touch any more. `alone`: the first row that goes by itself. */
+static enum dac_err leave_the_deadly(struct spool *sp, struct suspect *alone)
 {
-    struct suspect first = {0};
-    int64_t seq = 0;
-    enum dac_err e = DAC_OK;
-
-    *aside = false;
-    while (e == DAC_OK && sp->suspects) {
-        int rc = find_suspect(sp, &seq, &first);
+    for (;;) {
+        int64_t seq = 0;
+        int rc = find_suspect(sp, DEATHS_ALONE, &seq, alone);
 
         if (rc != SQLITE_OK)
             return spool_fail(sp, rc, "could not read spool");
-        if (first.deaths == 0 || first.before > 0)
-            break;
-        bool unkept = first.kind == STORE_ALIAS; /* table `rejected` has no such kind */
+        /* Table `rejected` knows no keys. */
+        if (alone->before > 0 ||
+            alone->deaths < (alone->kind == STORE_ALIAS ? DEATHS_ASIDE : DEATHS_LEFT))
+            return DAC_OK;
+        enum dac_err e = leave(sp, seq);
 
-        if (first.deaths < (unkept ? DEATHS_ASIDE : DEATHS_LEFT)) {
-            *aside = first.deaths >= DEATHS_ASIDE;
-            break;
-        }
-        e = leave(sp, seq);
-        if (e == DAC_OK)
-            log_error(0,
-                      "recorders die of row %s of the spool: it is left in table "
-                      "spool_left of \"%s\"",
-                      first.id, sp->path);
+        if (e != DAC_OK)
+            return e;
+        log_error(
+            0,
+            "recorders die of row %s of the spool: it is left in table spool_left of "
+            "\"%s\"",
+            alone->id, sp->path);
     }
-    if (e != DAC_OK)
-        return e;
-    if (sp->suspects && first.deaths > 0)
-        *max = first.before == 0 ? 1 : first.before < *max ? first.before : *max;
+}
+
+static size_t least(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+enum dac_err spool_hand_take(struct spool *sp, size_t *max, bool *aside)
+{
+    struct suspect first = {0}, alone = {0};
+    int64_t seq = 0;
+
+    *aside = false;
+    if (sp->suspects) {
+        enum dac_err e = leave_the_deadly(sp, &alone);
+
+        if (e != DAC_OK)
+            return e;
+        int rc = find_suspect(sp, 1, &seq, &first);
+
+        if (rc != SQLITE_OK)
+            return spool_fail(sp, rc, "could not read spool");
+    }
+    if (alone.deaths > 0 && alone.before == 0) {
+        *aside = alone.deaths >= DEATHS_ASIDE;
+        *max = 1;
+    } else if (first.deaths > 0) {
+        *max = least(*max, first.before > 0 ? first.before : FEW);
+        if (alone.deaths > 0)
+            *max = least(*max, alone.before);
+    }
     mark_alone(sp, *max, DEATH_AT_WORK);
     return DAC_OK;
 }
@@ -236,7 +264,7 @@ void spool_put_back(struct spool *sp)
 
 bool spool_set_aside(struct spool_batch *batch)
 {
-    static const char why[] = "it was in hand when the recorder died, three times";
+    static const char why[] = "it was in hand when the recorder died, four times";
     struct store_row *row = &batch->rows[0];
     struct store_row aside;
 

@@ -60,7 +60,7 @@ async def test_what_kills_when_it_is_sent_is_set_aside(make_dac, postgres, mock)
     assert (str(row["id"]), row["kind"], row["org"]) == (told[3], "turn", "org_demo")
     assert "recorder died" in row["reason"] and row["data"]["model"] == POISON and row["data"]["answer"]
     assert f"a row of the spool was set aside: turn {told[3]}" in dac.log
-    assert dac.log.count("was ended by signal 9") == 3
+    assert dac.log.count("was ended by signal 9") == 4
     thread = await dac.thread()
     assert (await dac.ask_json(thread, say("Kumquat after?"))).json()["stored"] == "postgres"
 
@@ -77,7 +77,7 @@ async def test_what_kills_when_it_is_read_is_left_in_the_file(make_dac, postgres
     with sqlite3.connect(dac.folder / "spool.db") as db:
         (row,) = db.execute("SELECT kind, id, org, data ->> 'model', data ->> 'answer' FROM spool_left").fetchall()
     assert row[:4] == ("turn", told[3], "org_demo", POISON) and row[4]
-    assert dac.log.count("was ended by signal 9") == 4
+    assert dac.log.count("was ended by signal 9") == 5
 
 
 async def kill_recorder(dac):

@@ -437,7 +437,7 @@ def test_a_spool_that_cannot_be_written_ends_the_start(make_dac, postgres, disk)
 async def test_the_recorder_dies_around_a_commit(make_dac, postgres, mock, tmp_path, where, point):
     dac = make_dac(
         {"store": {"postgres": postgres.conninfo(), "commit_timeout": "500ms"}},
-        # After a death each row of the spool goes alone, and takes several commits.
+        # After a death rows of the spool go in small batches, of several commits each.
         env={"DAC_CRASH_AT": f"recorder/{point}:{40 if where == 'drain' else 12}"},
     )
     dac.allow_log += [*AWAY, "recorder", "SIGKILL", "signal"]

@@ -180,7 +180,7 @@ END_TEST
 /* How a recorder ends that has rows in hand. */
 enum ending { KILLED_AT_WORK, KILLED_WAITING, PUT_BACK };
 
-/* Another recorder takes the next rows, at most four, and ends; how many they were. */
+/* Another recorder takes the next rows, at most forty, and ends; how many they were. */
 static unsigned recorder_ends(enum ending how)
 {
     int status;
@@ -193,7 +193,7 @@ static unsigned recorder_ends(enum ending how)
         struct spool *own = sx_open(64u << 20, 8);
         struct spool_batch b;
 
-        if (spool_next(own, 4, 1u << 20, &b) != DAC_OK)
+        if (spool_next(own, 40, 1u << 20, &b) != DAC_OK)
             _exit(99);
         if (how == KILLED_WAITING)
             spool_wait(own);
@@ -211,7 +211,7 @@ static void take(struct spool_batch *b, size_t n, unsigned first)
 {
     struct id want = fx_turn(first, 1).id;
 
-    ck_assert_int_eq(spool_next(sx_spool, 4, 1u << 20, b), DAC_OK);
+    ck_assert_int_eq(spool_next(sx_spool, 40, 1u << 20, b), DAC_OK);
     ck_assert_uint_eq(b->n, n);
     ck_assert(id_equal(rejected_id(&b->rows[0]), &want));
 }
@@ -222,18 +222,26 @@ static void finish(struct spool_batch *b)
     spool_batch_free(b);
 }
 
+static void put_turns(unsigned n)
+{
+    for (unsigned i = 1; i <= n; i++)
+        sx_put_turn(i, 1);
+}
+
 START_TEST(a_row_that_recorders_die_of_is_found)
 {
     struct spool_batch b;
 
-    for (unsigned n = 1; n <= 7; n++)
-        sx_put_turn(n, 1);
-    ck_assert_uint_eq(recorder_ends(KILLED_AT_WORK), 4);
-    take(&b, 1, 1); /* alone, and it is not of this one */
+    put_turns(60);
+    ck_assert_uint_eq(recorder_ends(KILLED_AT_WORK), 40);
+    take(&b, 16, 1); /* it is not among these */
+    finish(&b);
+    ck_assert_uint_eq(recorder_ends(KILLED_AT_WORK), 16);
+    take(&b, 1, 17); /* nor this */
     finish(&b);
     ck_assert_uint_eq(recorder_ends(KILLED_AT_WORK), 1);
     ck_assert_uint_eq(recorder_ends(KILLED_AT_WORK), 1);
-    take(&b, 1, 2);
+    take(&b, 1, 18);
     ck_assert(b.set_aside);
     ck_assert_int_eq(b.rows[0].kind, STORE_REJECTED);
     ck_assert_str_eq(b.rows[0].u.rejected.kind, "turn");
@@ -241,15 +249,39 @@ START_TEST(a_row_that_recorders_die_of_is_found)
     ck_assert_ptr_nonnull(strstr(b.rows[0].u.rejected.reason, "recorder died"));
     ck_assert_ptr_nonnull(strstr(b.rows[0].u.rejected.data.s, "\"question\""));
     finish(&b);
-    for (unsigned n = 3; n <= 4; n++) { /* innocent */
+    for (unsigned n = 19; n <= 32; n++) { /* innocent */
         take(&b, 1, n);
         ck_assert(!b.set_aside);
         finish(&b);
     }
-    take(&b, 3, 5);
+    take(&b, 16, 33);
+    finish(&b);
+    take(&b, 12, 49);
     finish(&b);
     ck_assert_uint_eq(sx_rows_left(), 0);
     ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_deaths"), 0);
+}
+END_TEST
+
+/* Those before and behind it go on in their batches. */
+START_TEST(suspects_in_the_middle_are_come_to_in_their_turn)
+{
+    struct spool_batch b;
+
+    put_turns(60);
+    fx_exec("INSERT INTO spool_deaths SELECT seq, 4 FROM spool_queue WHERE seq BETWEEN "
+            "21 AND 26; INSERT INTO spool_deaths SELECT seq, 8 FROM spool_queue WHERE "
+            "seq = 27");
+    spool_close(sx_spool);
+    sx_spool = sx_open(64u << 20, 8);
+    take(&b, 20, 1);
+    finish(&b);
+    take(&b, 6, 21);
+    finish(&b);
+    take(&b, 1, 27);
+    finish(&b);
+    take(&b, 33, 28);
+    finish(&b);
 }
 END_TEST
 
@@ -257,9 +289,9 @@ START_TEST(one_that_kills_while_it_is_set_aside_is_left)
 {
     struct spool_batch b;
 
-    for (unsigned n = 1; n <= 3; n++)
-        sx_put_turn(n, 1);
-    ck_assert_uint_eq(recorder_ends(KILLED_AT_WORK), 3);
+    put_turns(3);
+    for (int i = 0; i < 2; i++)
+        ck_assert_uint_eq(recorder_ends(KILLED_AT_WORK), 3);
     for (int i = 0; i < 2; i++)
         ck_assert_uint_eq(recorder_ends(KILLED_AT_WORK), 1);
     ck_assert_uint_eq(recorder_ends(KILLED_AT_WORK), 50);
@@ -284,11 +316,10 @@ START_TEST(who_ends_as_it_should_is_no_death)
 {
     struct spool_batch b;
 
-    for (unsigned n = 1; n <= 5; n++)
-        sx_put_turn(n, 1);
+    put_turns(50);
     for (int i = 0; i < 20; i++)
-        ck_assert_uint_eq(recorder_ends(PUT_BACK), 4);
-    take(&b, 4, 1);
+        ck_assert_uint_eq(recorder_ends(PUT_BACK), 40);
+    take(&b, 40, 1);
     finish(&b);
     ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_deaths"), 0);
 }
@@ -299,10 +330,11 @@ START_TEST(who_dies_while_it_waits_hardly_dies_of_it)
 {
     struct spool_batch b;
 
-    for (unsigned n = 1; n <= 5; n++)
-        sx_put_turn(n, 1);
-    ck_assert_uint_eq(recorder_ends(KILLED_WAITING), 4);
-    for (int i = 0; i < 9; i++)
+    put_turns(50);
+    ck_assert_uint_eq(recorder_ends(KILLED_WAITING), 40);
+    for (int i = 0; i < 7; i++)
+        ck_assert_uint_eq(recorder_ends(KILLED_WAITING), 16);
+    for (int i = 0; i < 7; i++)
         ck_assert_uint_eq(recorder_ends(KILLED_WAITING), 1);
     take(&b, 1, 1);
     ck_assert(!b.set_aside);
@@ -582,6 +614,7 @@ int main(void)
     tcase_add_test(t, what_finds_no_thread_is_set_aside);
     tcase_add_test(t, a_row_of_another_org_is_refused);
     tcase_add_test(t, a_row_that_recorders_die_of_is_found);
+    tcase_add_test(t, suspects_in_the_middle_are_come_to_in_their_turn);
     tcase_add_test(t, one_that_kills_while_it_is_set_aside_is_left);
     tcase_add_test(t, who_ends_as_it_should_is_no_death);
     tcase_add_test(t, who_dies_while_it_waits_hardly_dies_of_it);
