@@ -11,6 +11,7 @@ import datetime
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -210,8 +211,14 @@ def main():
     with open("/proc/loadavg") as f:
         load = f.read().split()[0]
     print(f"{os.cpu_count()} cores, load {load} before", flush=True)
-    with tempfile.TemporaryDirectory(prefix="dac-store-") as name:
-        return 0 if Bench(args, Path(name)).run() else 1
+    folder = Path(tempfile.mkdtemp(prefix="dac-bench-store-"))
+    try:
+        met = Bench(args, folder).run()
+    except Exception:
+        print(f"its folder is kept: {folder}", file=sys.stderr)
+        raise
+    shutil.rmtree(folder)
+    return 0 if met else 1
 
 
 if __name__ == "__main__":
