@@ -28,11 +28,12 @@
 #include "store/sqlite_writer.h"
 
 /* Lengths of the log, in pages of 4 KiB: store_tidy() begins a checkpoint, waits for it;
- * a commit does one; readers are waited for, so that the log starts over. Each start
- * costs somebody a second fdatasync, so it should not be one in a hundred turns, which
- * write 9 to 10 pages if they come singly. */
-#define WAL_TIDY_PAGES     1250
-#define WAL_WAIT_PAGES     1450
+ * a commit does one; readers are waited for, so that the log starts over. A turn that
+ * comes alone writes 9 pages, 13 into the spool. One turn finds the disk busy with the
+ * checkpoint and one needs a second fdatasync as the log starts over: with a shorter log
+ * that would be more than one in a hundred. */
+#define WAL_TIDY_PAGES     2500
+#define WAL_WAIT_PAGES     2900
 #define WAL_OVERDUE_PAGES  4000
 #define WAL_RESTART_PAGES  16000
 #define WAL_RESTART_MS     50

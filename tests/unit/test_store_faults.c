@@ -454,8 +454,8 @@ START_TEST(the_log_stays_bounded_with_and_without_upkeep)
     struct store *st = fx_writer();
 
     fx_store_thread(st, 1);
-    store_megabytes(st, 1, 20, true);
-    ck_assert_int_lt(size_of("-wal"), 6 << 20);
+    store_megabytes(st, 1, 40, true);
+    ck_assert_int_lt(size_of("-wal"), 12 << 20);
     store_megabytes(st, 1000, 60, false);
     ck_assert_int_lt(size_of("-wal"), 24 << 20);
     store_close(st);
@@ -470,11 +470,11 @@ START_TEST(the_log_is_moved_into_the_file_beside_the_commits)
     unsigned n = 1;
 
     fx_store_thread(st, 1);
-    while (size_of("-wal") < 5300000) /* due, and not so long that it is waited for */
+    while (size_of("-wal") < 10400000) /* due, and not so long that it is waited for */
         store_turns(st, n++, 1, 100000);
     ck_assert_int_lt(size_of(""), 1 << 20);
     store_tidy(st);
-    for (unsigned until = n + 200; size_of("") < 3 << 20; usleep(20000)) {
+    for (unsigned until = n + 100; size_of("") < 6 << 20; usleep(20000)) {
         ck_assert_uint_lt(n, until); /* long before a commit would do it */
         store_turns(st, n++, 1, 100);
     }
