@@ -71,6 +71,8 @@ static const char *const spool_sql[S_N] = {
                 "ON CONFLICT (thread_id) DO UPDATE SET used = excluded.used",
     [S_DEPTH] = "SELECT depth FROM spool_threads WHERE thread_id = ?1",
     [S_SET_DEPTH] = "UPDATE spool_threads SET depth = ?2 WHERE thread_id = ?1",
+    [S_OVERLONG] = "SELECT count(*) FROM (SELECT 1 FROM turns WHERE thread_id = ?1 "
+                   "ORDER BY created_at, id LIMIT 1 OFFSET ?2)",
     [S_TRIM_MESSAGES] = "DELETE FROM messages WHERE turn_id IN (" OLD_TURNS ")",
     [S_TRIM_TURNS] = "DELETE FROM turns WHERE id IN (" OLD_TURNS ")",
     [S_TRIM_DEPTH] =
@@ -356,7 +358,8 @@ enum dac_err spool_put_rows(struct spool *sp, struct store_row *rows, size_t n,
             (rows[i].kind == STORE_REJECTED && rows[i].u.rejected.was_stored))
             continue;
         if (!queued) {
-            if (rows[i].kind == STORE_TURN)
+            if (rows[i].kind == STORE_TURN &&
+                spool_is_overlong(sp, &rows[i].u.turn.thread_id))
                 spool_trim(sp, &rows[i].u.turn.thread_id, sp->turns_kept, 1);
             continue;
         }
@@ -484,17 +487,21 @@ void spool_fit(struct spool *sp, size_t *rows, size_t *bytes)
 enum dac_err spool_put(struct spool *sp, struct store_row *rows, size_t n)
 {
     size_t need = spool_rows_size(sp, rows, n);
+    /* Of no use far from the limit, and it takes its time. */
+    bool near = spool_bytes_used(sp) + need > sp->max_bytes / 2;
 
     if (!fits(sp, need))
         spool_make_way(sp, sp->max_bytes > need ? sp->max_bytes - need : 0);
     if (!fits(sp, need))
         return is_full(sp);
-    limit_file(sp, sp->max_bytes);
+    if (near)
+        limit_file(sp, sp->max_bytes);
     enum dac_err e = spool_put_rows(sp, rows, n, true);
 
     if (e == DAC_E_CORRUPT && (e = spool_renew(sp)) == DAC_OK)
         e = spool_put_rows(sp, rows, n, true);
-    limit_file(sp, sp->max_bytes + SPARE_BYTES);
+    if (near)
+        limit_file(sp, sp->max_bytes + SPARE_BYTES);
     if (e == DAC_E_FULL && !disk_is_full(sp, need))
         e = is_full(sp);
     if (e != DAC_OK)

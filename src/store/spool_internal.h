@@ -21,6 +21,7 @@ enum {
     S_TOUCH,
     S_DEPTH,
     S_SET_DEPTH,
+    S_OVERLONG,
     S_TRIM_MESSAGES,
     S_TRIM_TURNS,
     S_TRIM_DEPTH,
@@ -112,6 +113,9 @@ enum dac_err spool_renew(struct spool *sp) DAC_CHECK;
 uint64_t spool_bytes_used(struct spool *sp);
 /* Whose thread a row is; NULL: of none. */
 const struct id *spool_thread_of(const struct store_row *row);
+/* Whether a thread has an eighth more turns than are kept of it: trimming takes far
+ * longer than asking this. */
+bool spool_is_overlong(struct spool *sp, const struct id *thread);
 /* Lets go of the older turns of a thread, all but its `keep` newest and those in the
  * queue; if there are any, it is `depth` deep at most. */
 void spool_trim(struct spool *sp, const struct id *thread, size_t keep, int depth);

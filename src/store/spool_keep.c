@@ -15,6 +15,17 @@ void spool_durable(struct spool *sp, bool yes)
                        NULL, NULL, NULL);
 }
 
+bool spool_is_overlong(struct spool *sp, const struct id *thread)
+{
+    sqlite3_stmt *s = sp->stmt[S_OVERLONG];
+    int64_t found = 0;
+
+    return (sqlite_bind_id(s, 1, thread) |
+            sqlite3_bind_int64(s, 2, (int64_t)(sp->turns_kept + sp->turns_kept / 8))) ==
+               0 &&
+           spool_read_number(sp, S_OVERLONG, &found, NULL) == SQLITE_OK && found > 0;
+}
+
 void spool_trim(struct spool *sp, const struct id *thread, size_t keep, int depth)
 {
     static const int steps[] = {S_TRIM_MESSAGES, S_TRIM_TURNS};
