@@ -7,8 +7,8 @@ import time
 import pytest
 
 from lib.asks import gather, of_chat, of_json, of_stream, until
+from lib.keys import BY_KEY, TOOLS, a_key, keyed, recycled
 from lib.provider import say
-from test_idempotency import BY_KEY, TOOLS, a_key, keyed, recycled
 from test_spool import AWAY, drained
 
 pytestmark = pytest.mark.own_store
