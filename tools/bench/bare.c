@@ -47,7 +47,8 @@ static bool open_pg(struct bare *b, const char *conninfo)
         fprintf(stderr, "dac-bench: %s", PQerrorMessage(b->pg));
         return false;
     }
-    return run_pg(b, PQexec(b->pg, table), "table bare") &&
+    return run_pg(b, PQexec(b->pg, "SET client_min_messages = warning"), "SET") &&
+           run_pg(b, PQexec(b->pg, table), "table bare") &&
            run_pg(b,
                   PQprepare(b->pg, "bare", "INSERT INTO bare VALUES ($1, $2)", 2, NULL),
                   "the bare INSERT");

@@ -47,8 +47,8 @@ static void pause_for(uint64_t ns)
     (void)clock_nanosleep(CLOCK_MONOTONIC, 0, &t, NULL);
 }
 
-/* When the provider ended the newest call, 0 if it did not; what it logged before is
- * behind us then. */
+/* When the provider ended the newest of the calls that its log has behind log_seq, of the
+ * first thousand; 0: none ended. They are behind us then. */
 static uint64_t provider_end(struct store_run *run)
 {
     static char answer[1 << 20];
@@ -57,7 +57,7 @@ static uint64_t provider_end(struct store_run *run)
     uint64_t end_ns = 0;
     size_t n;
 
-    snprintf(path, sizeof(path), "/mock/log?event=end&since=%llu",
+    snprintf(path, sizeof(path), "/mock/log?event=end&limit=1000&since=%llu",
              (unsigned long long)run->log_seq);
     if (http_once(&run->o.mock, path, "", NULL, answer, sizeof(answer)) != 200)
         return 0;
@@ -101,8 +101,16 @@ static bool one_turn(struct store_run *run, size_t n, bool counts, size_t *bytes
     uint64_t end_ns;
 
     pause_for(run->o.pause_ns);
-    if (!ask(run, n, bytes) || (end_ns = provider_end(run)) == 0)
+    if (!ask(run, n, bytes)) {
+        fprintf(stderr, "dac-bench: turn %zu: status %d, no done\n", n, c->status);
         return false;
+    }
+    end_ns = provider_end(run);
+    if (end_ns == 0) {
+        fprintf(stderr, "dac-bench: turn %zu: the provider logged no end of its call\n",
+                n);
+        return false;
+    }
     if (run->stored[0] == '\0')
         snprintf(run->stored, sizeof(run->stored), "%s", c->stored);
     run->elsewhere += strcmp(run->stored, c->stored) != 0;
@@ -161,7 +169,8 @@ int bench_store(const struct bench_options *given, struct report *r)
     if (!run.base || !run.bare || !questions_init(&run.questions, &run.o, true))
         return 1;
     client_init(&run.client, run.base, &run.o.url, &ops, &run, 0);
-    (void)provider_end(&run);
+    while (provider_end(&run) != 0) { /* those of former runs */
+    }
     for (size_t n = 0; n < run.o.warmup + run.o.asks && run.failed < FAILED_MAX; n++) {
         bool counts = n >= run.o.warmup;
 

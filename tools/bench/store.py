@@ -45,7 +45,7 @@ class Bench:
         ]  # fmt: skip
         p = subprocess.run([str(w) for w in words], capture_output=True, text=True, check=False)
         if p.returncode != 0:
-            self.failed.append(f"dac-bench {command}: {p.stderr.strip() or p.stdout.strip()}")
+            self.failed.append(f"dac-bench {command}: {p.stderr.strip()} {p.stdout.strip()}")
         return json.loads(p.stdout) if p.stdout else None
 
     def dacd(self, name, store):
