@@ -52,16 +52,16 @@ def table(rows):
 class Run:
     def __init__(self, args):
         self.args = args
-        self.todo = shares(args.kills, args.seed, args.jobs)
-        self.instances = len(self.todo)
+        self.waiting = shares(args.kills, args.seed, args.jobs)
+        self.instances = len(self.waiting)
         self.results = []
         self.at = {}  # seed: deaths so far
         self.problems = 0
         self.began = time.monotonic()
 
     async def job(self, lane):
-        while self.todo:
-            seed, kills = self.todo.pop(0)
+        while self.waiting:
+            seed, kills = self.waiting.pop(0)
             await self.instance(lane, seed, kills)
 
     async def instance(self, lane, seed, kills):
