@@ -43,7 +43,7 @@ static bool take_content(struct http_exchange *ex, struct json_object *body,
     if (system)
         buf_append(&r->system, system, system_n);
     if (r->content.failed || r->system.failed) {
-        input_no_memory(ex);
+        http_respond_no_memory(ex);
         return false;
     }
     return true;
@@ -56,7 +56,7 @@ static bool add_param(struct http_exchange *ex, struct json_object *params,
     if (json_object_object_add(params, name, json_object_get(v)) == 0)
         return true;
     json_object_put(v);
-    input_no_memory(ex);
+    http_respond_no_memory(ex);
     return false;
 }
 
@@ -79,7 +79,7 @@ static bool take_params(struct http_exchange *ex, struct json_object *body,
 
     r->params = json_object_new_object();
     if (!r->params) {
-        input_no_memory(ex);
+        http_respond_no_memory(ex);
         return false;
     }
     if (!add_number(ex, body, "temperature", 0, 2, false, r->params) ||
@@ -193,7 +193,7 @@ static void ask_in_thread(struct http_exchange *ex, struct api *api, bool stream
         return;
     struct ask *ask = calloc(1, sizeof *ask);
     if (!ask) {
-        input_no_memory(ex);
+        http_respond_no_memory(ex);
     } else {
         ask->kind = FLIGHT_TURN;
         turn_request_init(&ask->request);

@@ -333,7 +333,7 @@ static bool take_messages(struct http_exchange *ex, struct json_object *body,
     r->messages = json_object_get(all);
     if (last && !content_text(json_object_object_get(last, "content"), &r->content)) {
         if (r->content.failed)
-            input_no_memory(ex);
+            http_respond_no_memory(ex);
         else
             input_refuse(ex, 400, "bad_field", "messages",
                          "content of a message must be a string or an array of parts");
@@ -347,7 +347,7 @@ static bool take_params(struct http_exchange *ex, struct json_object *body,
 {
     r->params = json_object_new_object();
     if (!r->params) {
-        input_no_memory(ex);
+        http_respond_no_memory(ex);
         return false;
     }
     json_object_object_foreach(body, name, value)
@@ -356,7 +356,7 @@ static bool take_params(struct http_exchange *ex, struct json_object *body,
             continue;
         if (json_object_object_add(r->params, name, json_object_get(value)) != 0) {
             json_object_put(value);
-            input_no_memory(ex);
+            http_respond_no_memory(ex);
             return false;
         }
     }

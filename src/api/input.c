@@ -44,16 +44,6 @@ void input_refuse(struct http_exchange *ex, int status, const char *code,
     http_respond_problem(ex, &p, "%s", text);
 }
 
-void input_no_memory(struct http_exchange *ex)
-{
-    struct http_problem p = {.status = 503,
-                             .code = "no_memory",
-                             .offset = -1,
-                             .retryable = true,
-                             .retry_after_ms = 1000};
-    http_respond_problem(ex, &p, "the gateway is out of memory; try again");
-}
-
 bool input_org(struct http_exchange *ex, char org[ORG_MAX + 1])
 {
     const char *v = http_header(ex, "x-org-id");
@@ -94,7 +84,7 @@ bool input_key(struct http_exchange *ex, const struct id *thread,
     if (key_of_header(v, out->digest) == DAC_OK &&
         key_of_body(thread, body, out->body) == DAC_OK)
         return true;
-    input_no_memory(ex);
+    http_respond_no_memory(ex);
     return false;
 }
 
@@ -108,12 +98,12 @@ bool input_object(struct http_exchange *ex, bool empty_ok, struct json_object **
         *out = json_object_new_object();
         if (*out)
             return true;
-        input_no_memory(ex);
+        http_respond_no_memory(ex);
         return false;
     }
     enum dac_err e = json_parse_strict(body, n, out, &err);
     if (e == DAC_E_NOMEM) {
-        input_no_memory(ex);
+        http_respond_no_memory(ex);
         return false;
     }
     if (e != DAC_OK) {

@@ -18,9 +18,6 @@
 void input_refuse(struct http_exchange *ex, int status, const char *code,
                   const char *field, const char *fmt, ...) DAC_PRINTF(5, 6);
 
-/* 503 no_memory, to be tried again soon. */
-void input_no_memory(struct http_exchange *ex);
-
 /* The org: header x-org-id, "default" where it is absent. */
 bool input_org(struct http_exchange *ex, char org[ORG_MAX + 1]);
 /* Header Idempotency-Key: what it and the request with it (of this thread; zero:

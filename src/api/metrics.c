@@ -113,7 +113,7 @@ void api_performance(struct http_exchange *ex, void *ctx)
         return;
     }
     if (!performance_read(api->shm, (size_t)last_n, &p)) {
-        input_no_memory(ex);
+        http_respond_no_memory(ex);
         return;
     }
     buf_printf(&b, "{\"last_n\":%llu,\"turns\":%zu", (unsigned long long)last_n, p.turns);
@@ -316,7 +316,7 @@ void api_metrics(struct http_exchange *ex, void *ctx)
     if (atomic_load(&api->shm->hdr->superseded))
         http_respond_problem(ex, &moved, "other processes know these numbers; try again");
     else if (b.failed)
-        input_no_memory(ex);
+        http_respond_no_memory(ex);
     else
         http_respond(ex, 200, "text/plain; version=0.0.4; charset=utf-8", b.data, b.len);
     buf_free(&b);

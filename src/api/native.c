@@ -83,7 +83,7 @@ const char *native_role(const struct member *m)
 void native_respond(struct http_exchange *ex, int status, struct buf *body)
 {
     if (body->failed)
-        input_no_memory(ex);
+        http_respond_no_memory(ex);
     else
         http_respond(ex, status, "application/json", body->data, body->len);
     buf_free(body);

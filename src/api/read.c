@@ -30,7 +30,7 @@ struct read *read_new(struct api *api, struct http_exchange *ex)
 {
     struct read *rd = calloc(1, sizeof *rd);
     if (!rd) {
-        input_no_memory(ex);
+        http_respond_no_memory(ex);
         return NULL;
     }
     rd->api = api;
@@ -44,7 +44,7 @@ bool read_started(struct read *rd, struct store_query *q)
     rd->query = q;
     if (q)
         return true;
-    input_no_memory(read_done(rd));
+    http_respond_no_memory(read_done(rd));
     return false;
 }
 

@@ -41,7 +41,7 @@ void api_threads_create(struct http_exchange *ex, void *ctx)
             utf8_put_storable(&ask.thread.title, title, n);
         turn_request_init(&ask.request);
         if (ask.thread.title.failed)
-            input_no_memory(ex);
+            http_respond_no_memory(ex);
         else
             flights_ask(api->flights, &ask);
     }
@@ -179,8 +179,7 @@ static struct ask *change_new(struct http_exchange *ex, enum thread_op op)
         return NULL;
     struct ask *ask = calloc(1, sizeof *ask);
     if (!ask) {
-        input_refuse(ex, 503, "no_memory", NULL,
-                     "the gateway is out of memory; try again");
+        http_respond_no_memory(ex);
         return NULL;
     }
     ask->kind = FLIGHT_THREAD;

@@ -117,12 +117,7 @@ static void finish_json(struct member *m)
     } else if (r) {
         m->dialect->answer(v, m, r);
     } else {
-        struct http_problem p = {.status = 503,
-                                 .code = "no_memory",
-                                 .offset = -1,
-                                 .retryable = true,
-                                 .retry_after_ms = 1000};
-        http_respond_problem(m->ex, &p, "the gateway is out of memory; try again");
+        http_respond_no_memory(m->ex);
     }
     member_over(m);
 }

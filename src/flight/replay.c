@@ -52,16 +52,6 @@ bool replay_is_beyond(const struct store_turn *t, const struct resume_from *from
     return !other && from->text_bytes > text_of(t, &text);
 }
 
-static void answer_no_memory(struct http_exchange *ex)
-{
-    struct http_problem p = {.status = 503,
-                             .code = "no_memory",
-                             .offset = -1,
-                             .retryable = true,
-                             .retry_after_ms = 1000};
-    http_respond_problem(ex, &p, "the gateway is out of memory; try again");
-}
-
 /* --- streams ------------------------------------------------------------------------ */
 
 /* A stream has tool calls in pieces that name their index; here each is whole. */
@@ -183,7 +173,7 @@ static void answer(struct http_exchange *ex, const struct replay *rp,
         take(&r.tools, &t->tool_calls))
         rp->dialect->answer(v, &m, &r);
     else
-        answer_no_memory(ex);
+        http_respond_no_memory(ex);
     turn_result_free(&r);
 }
 

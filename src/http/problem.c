@@ -148,3 +148,13 @@ void http_respond_problem(struct http_exchange *ex, const struct http_problem *p
         http_respond(ex, p->status, "application/problem+json", body.data, body.len);
     buf_free(&body);
 }
+
+void http_respond_no_memory(struct http_exchange *ex)
+{
+    struct http_problem p = {.status = 503,
+                             .code = "no_memory",
+                             .offset = -1,
+                             .retryable = true,
+                             .retry_after_ms = 1000};
+    http_respond_problem(ex, &p, "the gateway is out of memory; try again");
+}

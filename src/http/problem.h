@@ -29,5 +29,7 @@ void http_problem_body(const struct http_problem *p, const char *detail, struct 
 /* Answers and ends the exchange. */
 void http_respond_problem(struct http_exchange *ex, const struct http_problem *p,
                           const char *fmt, ...) DAC_PRINTF(3, 4);
+/* 503 no_memory, with Retry-After: 1; ends the exchange. */
+void http_respond_no_memory(struct http_exchange *ex);
 
 #endif

@@ -42,30 +42,10 @@ static bool copy_word(struct spool_batch *b, sqlite3_stmt *s, int i, const char 
     return ok;
 }
 
-static double column_real(sqlite3_stmt *s, int i)
-{
-    return sqlite3_column_type(s, i) == SQLITE_NULL ? -1 : sqlite3_column_double(s, i);
-}
-
-static int64_t column_count(sqlite3_stmt *s, int i)
-{
-    return sqlite3_column_type(s, i) == SQLITE_NULL ? -1 : sqlite3_column_int64(s, i);
-}
-
-static bool copy_digest(sqlite3_stmt *s, int i, uint8_t out[32])
-{
-    const void *digest = sqlite3_column_blob(s, i);
-
-    if (!digest || sqlite3_column_bytes(s, i) != 32)
-        return false;
-    memcpy(out, digest, 32);
-    return true;
-}
-
 static enum dac_err take_turn(struct spool_batch *b, sqlite3_stmt *s, const char *org,
                               struct store_turn *t)
 {
-    if (!copy_digest(s, 22, t->key_digest) || !sqlite_read_id(s, 2, &t->id) ||
+    if (!sqlite_read_digest(s, 22, t->key_digest) || !sqlite_read_id(s, 2, &t->id) ||
         !sqlite_read_id(s, 3, &t->thread_id) ||
         !sqlite_read_time(s, 23, &t->created_us) ||
         !sqlite_read_time(s, 24, &t->finished_us) ||
@@ -73,14 +53,7 @@ static enum dac_err take_turn(struct spool_batch *b, sqlite3_stmt *s, const char
         !sqlite_read_id(s, 27, &t->assistant_message_id))
         return DAC_E_CORRUPT;
     t->org = org;
-    t->ttft_ms = column_real(s, 14);
-    t->latency_ms = column_real(s, 15);
-    t->queue_wait_ms = column_real(s, 16);
-    t->prompt_tokens = column_count(s, 17);
-    t->completion_tokens = column_count(s, 18);
-    t->followers = sqlite3_column_int64(s, 19);
-    t->hits = sqlite3_column_int64(s, 20);
-    t->generation = sqlite3_column_int(s, 21);
+    sqlite_read_figures(s, 14, t);
     bool ok = copy_word(b, s, 9, &t->provider) && copy_word(b, s, 10, &t->model) &&
               copy_word(b, s, 11, &t->status) && copy_word(b, s, 12, &t->finish_reason) &&
               copy_word(b, s, 13, &t->error_code) &&
@@ -145,8 +118,8 @@ static enum dac_err take_row(struct spool_batch *b, sqlite3_stmt *s,
         row->u.alias.org = org;
         row->u.alias.created_us = sqlite3_column_int64(s, 6);
         return org && sqlite_read_id(s, 2, &row->u.alias.turn) &&
-                       copy_digest(s, 33, row->u.alias.key_digest) &&
-                       copy_digest(s, 34, row->u.alias.body_digest)
+                       sqlite_read_digest(s, 33, row->u.alias.key_digest) &&
+                       sqlite_read_digest(s, 34, row->u.alias.body_digest)
                    ? DAC_OK
                    : DAC_E_CORRUPT;
     default:

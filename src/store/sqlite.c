@@ -299,3 +299,35 @@ bool sqlite_read_time(sqlite3_stmt *s, int i, int64_t *us)
     return text != NULL &&
            sqlite_time_parse(text, (size_t)sqlite3_column_bytes(s, i), us);
 }
+
+bool sqlite_read_digest(sqlite3_stmt *s, int i, uint8_t out[32])
+{
+    const void *digest = sqlite3_column_blob(s, i);
+
+    if (digest == NULL || sqlite3_column_bytes(s, i) != 32)
+        return false;
+    memcpy(out, digest, 32);
+    return true;
+}
+
+static double read_real(sqlite3_stmt *s, int i)
+{
+    return sqlite3_column_type(s, i) == SQLITE_NULL ? -1 : sqlite3_column_double(s, i);
+}
+
+static int64_t read_count(sqlite3_stmt *s, int i)
+{
+    return sqlite3_column_type(s, i) == SQLITE_NULL ? -1 : sqlite3_column_int64(s, i);
+}
+
+void sqlite_read_figures(sqlite3_stmt *s, int i, struct store_turn *t)
+{
+    t->ttft_ms = read_real(s, i);
+    t->latency_ms = read_real(s, i + 1);
+    t->queue_wait_ms = read_real(s, i + 2);
+    t->prompt_tokens = read_count(s, i + 3);
+    t->completion_tokens = read_count(s, i + 4);
+    t->followers = sqlite3_column_int64(s, i + 5);
+    t->hits = sqlite3_column_int64(s, i + 6);
+    t->generation = sqlite3_column_int(s, i + 7);
+}

@@ -50,6 +50,12 @@ int sqlite_bind_text(sqlite3_stmt *s, int i, const struct store_text *t);
 int sqlite_bind_str(sqlite3_stmt *s, int i, const char *str); /* NULL: NULL */
 bool sqlite_read_id(sqlite3_stmt *s, int i, struct id *id);   /* NULL: zero */
 bool sqlite_read_time(sqlite3_stmt *s, int i, int64_t *us);
+bool sqlite_read_digest(sqlite3_stmt *s, int i,
+                        uint8_t out[32]); /* false: not 32 bytes */
+/* The eight columns from i on are ttft_ms, latency_ms, queue_wait_ms, prompt_tokens,
+ * completion_tokens, followers, hits and generation; -1 stands for a time or a number of
+ * tokens that is NULL. */
+void sqlite_read_figures(sqlite3_stmt *s, int i, struct store_turn *t);
 
 /* "YYYY-MM-DD HH:MM:SS.ffffff", UTC: it sorts, and SQLite's date functions take it. */
 #define SQLITE_TIME_LEN 26

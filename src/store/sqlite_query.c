@@ -77,16 +77,6 @@ static enum dac_err copy_word(struct store_query *q, sqlite3_stmt *s, int i,
     return e;
 }
 
-static bool read_digest(sqlite3_stmt *s, int i, uint8_t out[32])
-{
-    const void *digest = sqlite3_column_blob(s, i);
-
-    if (digest == NULL || sqlite3_column_bytes(s, i) != 32)
-        return false;
-    memcpy(out, digest, 32);
-    return true;
-}
-
 /* Steps a statement that finds at most one row. DAC_OK: it stands on it. */
 static enum dac_err find(sqlite3_stmt *s)
 {
@@ -335,16 +325,6 @@ static enum dac_err run_history(sqlite3_stmt *const st[], struct store_query *q)
 
 /* --- one turn ----------------------------------------------------------------------- */
 
-static double column_real(sqlite3_stmt *s, int i)
-{
-    return sqlite3_column_type(s, i) == SQLITE_NULL ? -1 : sqlite3_column_double(s, i);
-}
-
-static int64_t column_count(sqlite3_stmt *s, int i)
-{
-    return sqlite3_column_type(s, i) == SQLITE_NULL ? -1 : sqlite3_column_int64(s, i);
-}
-
 static enum dac_err take_turn(struct store_query *q, sqlite3_stmt *s)
 {
     struct store_turn *t = &q->rows.turn;
@@ -359,16 +339,10 @@ static enum dac_err take_turn(struct store_query *q, sqlite3_stmt *s)
     t->org = q->org;
     if (!sqlite_read_id(s, 0, &t->id) || !sqlite_read_id(s, 1, &t->thread_id) ||
         !sqlite_read_time(s, 16, &t->created_us) ||
-        !sqlite_read_time(s, 17, &t->finished_us) || !read_digest(s, 15, t->key_digest))
+        !sqlite_read_time(s, 17, &t->finished_us) ||
+        !sqlite_read_digest(s, 15, t->key_digest))
         return DAC_E_CORRUPT;
-    t->ttft_ms = column_real(s, 7);
-    t->latency_ms = column_real(s, 8);
-    t->queue_wait_ms = column_real(s, 9);
-    t->prompt_tokens = column_count(s, 10);
-    t->completion_tokens = column_count(s, 11);
-    t->followers = sqlite3_column_int64(s, 12);
-    t->hits = sqlite3_column_int64(s, 13);
-    t->generation = sqlite3_column_int(s, 14);
+    sqlite_read_figures(s, 7, t);
     for (size_t i = 0; i < DAC_ARRAY_LEN(words); i++) {
         enum dac_err e = copy_word(q, s, words[i].column, words[i].out);
 
@@ -424,8 +398,8 @@ static enum dac_err run_alias(sqlite3_stmt *const st[], struct store_query *q)
     if (e != DAC_OK)
         return e;
     a->org = q->org;
-    return sqlite_read_id(s, 0, &a->turn) && read_digest(s, 1, a->key_digest) &&
-                   read_digest(s, 2, a->body_digest) &&
+    return sqlite_read_id(s, 0, &a->turn) && sqlite_read_digest(s, 1, a->key_digest) &&
+                   sqlite_read_digest(s, 2, a->body_digest) &&
                    sqlite_read_time(s, 3, &a->created_us)
                ? DAC_OK
                : DAC_E_CORRUPT;
