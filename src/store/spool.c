@@ -48,18 +48,8 @@ static const char own_tables[] =
     "seq INTEGER PRIMARY KEY, deaths INTEGER NOT NULL) STRICT;"
     "CREATE TABLE IF NOT EXISTS spool_left ("
     "seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, id TEXT NOT NULL, org TEXT, "
-    "left_at TEXT NOT NULL, data TEXT NOT NULL) STRICT";
-
-/* Turns of a thread that are older than its ?2 newest and not in the queue. */
-#define OLD_TURNS                                                                        \
-    "SELECT id FROM turns WHERE thread_id = ?1 AND id NOT IN (SELECT id FROM turns "     \
-    "WHERE thread_id = ?1 ORDER BY created_at DESC, id DESC LIMIT ?2) AND id NOT IN "    \
-    "(SELECT id FROM spool_queue WHERE thread_id = ?1)"
-
-/* Turns without a thread that have left the queue: nobody reads them here. */
-#define LOOSE_TURNS                                                                      \
-    "SELECT id FROM turns WHERE thread_id IS NULL AND NOT EXISTS "                       \
-    "(SELECT 1 FROM spool_queue q WHERE q.id = turns.id)"
+    "left_at TEXT NOT NULL, data TEXT NOT NULL) STRICT;"
+    "CREATE INDEX IF NOT EXISTS spool_loose_turns ON turns (id) WHERE thread_id IS NULL";
 
 static const char *const spool_sql[S_N] = {
     [S_QUEUE] = "INSERT INTO spool_queue (kind, id, thread_id, org, title, at_us, "
@@ -73,8 +63,14 @@ static const char *const spool_sql[S_N] = {
     [S_SET_DEPTH] = "UPDATE spool_threads SET depth = ?2 WHERE thread_id = ?1",
     [S_OVERLONG] = "SELECT count(*) FROM (SELECT 1 FROM turns WHERE thread_id = ?1 "
                    "ORDER BY created_at, id LIMIT 1 OFFSET ?2)",
-    [S_TRIM_MESSAGES] = "DELETE FROM messages WHERE turn_id IN (" OLD_TURNS ")",
-    [S_TRIM_TURNS] = "DELETE FROM turns WHERE id IN (" OLD_TURNS ")",
+    [S_OLD_TURNS] =
+        "SELECT id FROM turns WHERE thread_id = ?1 AND id NOT IN (SELECT id FROM turns "
+        "WHERE thread_id = ?1 ORDER BY created_at DESC, id DESC LIMIT ?2) AND NOT EXISTS "
+        "(SELECT 1 FROM spool_queue q WHERE q.id = turns.id) ORDER BY created_at, id",
+    [S_LOOSE_TURNS] = "SELECT id FROM turns WHERE thread_id IS NULL AND NOT EXISTS "
+                      "(SELECT 1 FROM spool_queue q WHERE q.id = turns.id) ORDER BY id",
+    [S_DROP_MESSAGES] = "DELETE FROM messages WHERE turn_id = ?1",
+    [S_DROP_TURN] = "DELETE FROM turns WHERE id = ?1",
     [S_TRIM_DEPTH] =
         "UPDATE spool_threads SET depth = min(depth, ?2) WHERE thread_id = ?1",
     [S_NEXT] =
@@ -148,13 +144,8 @@ static const char *const spool_sql[S_N] = {
         "WHERE q.seq = ?1",
     [S_LEAVE_QUEUE] = "DELETE FROM spool_queue WHERE seq = ?1",
     [S_LEAVE_DEATHS] = "DELETE FROM spool_deaths WHERE seq = ?1",
-    [S_DROP_MESSAGES] = "DELETE FROM messages WHERE turn_id IN "
-                        "(SELECT id FROM turns WHERE thread_id = ?1)",
-    [S_DROP_TURNS] = "DELETE FROM turns WHERE thread_id = ?1",
     [S_DROP_THREAD] = "DELETE FROM threads WHERE id = ?1",
     [S_DROP_INDEX] = "DELETE FROM spool_threads WHERE thread_id = ?1",
-    [S_DROP_LOOSE_MESSAGES] = "DELETE FROM messages WHERE turn_id IN (" LOOSE_TURNS ")",
-    [S_DROP_LOOSE] = "DELETE FROM turns WHERE id IN (" LOOSE_TURNS ")",
     [S_ALIAS] = "INSERT INTO spool_aliases (org, key_digest, body_digest, turn_id, "
                 "created_us) VALUES (?1, ?2, ?3, ?4, ?5) "
                 "ON CONFLICT (org, key_digest) DO NOTHING",
@@ -341,6 +332,7 @@ enum dac_err spool_put_rows(struct spool *sp, struct store_row *rows, size_t n,
                             bool queued)
 {
     int64_t now_us = clock_wall_us();
+    struct spool_step step = spool_step();
     enum dac_err e = sqlite_writer_begin(sp->st);
 
     if (e != DAC_OK)
@@ -358,9 +350,10 @@ enum dac_err spool_put_rows(struct spool *sp, struct store_row *rows, size_t n,
             (rows[i].kind == STORE_REJECTED && rows[i].u.rejected.was_stored))
             continue;
         if (!queued) {
-            if (rows[i].kind == STORE_TURN &&
+            /* As many as came here, and a step's worth. */
+            if (rows[i].kind == STORE_TURN && step.turns <= n &&
                 spool_is_overlong(sp, &rows[i].u.turn.thread_id))
-                spool_trim(sp, &rows[i].u.turn.thread_id, sp->turns_kept, 1);
+                (void)spool_trim(sp, &rows[i].u.turn.thread_id, sp->turns_kept, 1, &step);
             continue;
         }
         int rc = enqueue(sp, &rows[i], now_us);
@@ -512,7 +505,6 @@ enum dac_err spool_put(struct spool *sp, struct store_row *rows, size_t n)
     sp->rows += n; /* about; counted anew when it is drained */
     if (sp->oldest_us == 0)
         sp->oldest_us = clock_wall_us();
-    sp->loose = true;
     return DAC_OK;
 }
 

@@ -143,6 +143,7 @@ static enum dac_err leave(struct spool *sp, int64_t seq)
         e = spool_fail(sp, rc, "could not leave a row of spool");
     else if ((e = sqlite_writer_commit(sp->st)) != DAC_OK)
         e = spool_store_failed(sp, e);
+    sp->loose = true;
     if (e != DAC_OK)
         spool_give_up(sp);
     return e;

@@ -22,8 +22,10 @@ enum {
     S_DEPTH,
     S_SET_DEPTH,
     S_OVERLONG,
-    S_TRIM_MESSAGES,
-    S_TRIM_TURNS,
+    S_OLD_TURNS,
+    S_LOOSE_TURNS,
+    S_DROP_MESSAGES,
+    S_DROP_TURN,
     S_TRIM_DEPTH,
     S_NEXT,
     S_FORGET,
@@ -44,12 +46,8 @@ enum {
     S_LEAVE,
     S_LEAVE_QUEUE,
     S_LEAVE_DEATHS,
-    S_DROP_MESSAGES,
-    S_DROP_TURNS,
     S_DROP_THREAD,
     S_DROP_INDEX,
-    S_DROP_LOOSE_MESSAGES,
-    S_DROP_LOOSE,
     S_ALIAS,
     S_ALIAS_DEAD,
     S_ALIAS_REFUSED,
@@ -92,6 +90,12 @@ struct spool {
     char error[STORE_ERROR_SIZE];
 };
 
+/* One stretch of upkeep: it may take so long at most, for the recorder waits for it. */
+struct spool_step {
+    uint64_t until_ns; /* on the monotonic clock */
+    size_t turns;      /* that were let go of */
+};
+
 /* Fills in spool_error(); what the code means. */
 enum dac_err spool_fail(struct spool *sp, int rc, const char *what);
 /* The same for a failure of the ordinary tables. */
@@ -116,9 +120,15 @@ const struct id *spool_thread_of(const struct store_row *row);
 /* Whether a thread has an eighth more turns than are kept of it: trimming takes far
  * longer than asking this. */
 bool spool_is_overlong(struct spool *sp, const struct id *thread);
-/* Lets go of the older turns of a thread, all but its `keep` newest and those in the
- * queue; if there are any, it is `depth` deep at most. */
-void spool_trim(struct spool *sp, const struct id *thread, size_t keep, int depth);
+/* Begins a stretch of upkeep. */
+struct spool_step spool_step(void);
+/* Lets go of the oldest turns of a thread, but for its `keep` newest and those in the
+ * queue; if there are any, it is `depth` deep at most. True: others are left for the next
+ * time, for it would take too long, however many or large they are. */
+bool spool_trim(struct spool *sp, const struct id *thread, size_t keep, int depth,
+                struct spool_step *step);
+/* The same of the turns without a thread that have left the queue. */
+bool spool_drop_loose(struct spool *sp, struct spool_step *step);
 /* Commits of the cache need not reach the disk: what is lost of them is in PostgreSQL.
  * Outside of transactions. */
 void spool_durable(struct spool *sp, bool yes);

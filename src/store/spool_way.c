@@ -16,9 +16,8 @@
 #include "store/sqlite.h"
 #include "store/sqlite_writer.h"
 
-#define AT_ONCE      64          /* threads */
-#define TIDY_BYTES   (32u << 20) /* that one tidying lets go of */
-#define STEP_LONGEST (100 * NS_PER_MS)
+#define AT_ONCE    64          /* threads */
+#define TIDY_BYTES (32u << 20) /* that one tidying lets go of */
 
 struct some_threads {
     struct id id[AT_ONCE];
@@ -60,35 +59,40 @@ static void list_heavy(struct spool *sp, struct some_threads *out)
         list(sp, S_HEAVY, out);
 }
 
-static bool drop(struct spool *sp, const struct id *thread)
+static bool is_over(const struct spool_step *step)
 {
-    static const int steps[] = {S_DROP_MESSAGES, S_DROP_TURNS, S_DROP_THREAD,
-                                S_DROP_INDEX};
-
-    for (size_t i = 0; i < DAC_ARRAY_LEN(steps); i++)
-        if (sqlite_bind_id(sp->stmt[steps[i]], 1, thread) != 0 ||
-            spool_run(sp, steps[i]) != SQLITE_OK)
-            return false;
-    return true;
+    return clock_now_ns() >= step->until_ns;
 }
 
-/* Turns without a thread: nobody reads them here. */
-static void drop_loose(struct spool *sp)
+enum dropped { DROP_FAILED, DROPPED, DROPPED_SOME };
+
+/* A thread that has nothing in the queue: its turns, the oldest first, and once there are
+ * none the thread. */
+static enum dropped drop(struct spool *sp, const struct id *thread,
+                         struct spool_step *step)
 {
-    sp->loose = false;
-    if (spool_run(sp, S_DROP_LOOSE_MESSAGES) == SQLITE_OK)
-        (void)spool_run(sp, S_DROP_LOOSE);
+    static const int last[] = {S_DROP_THREAD, S_DROP_INDEX};
+
+    if (spool_trim(sp, thread, 0, 0, step))
+        return DROPPED_SOME;
+    for (size_t i = 0; i < DAC_ARRAY_LEN(last); i++)
+        if (sqlite_bind_id(sp->stmt[last[i]], 1, thread) != 0 ||
+            spool_run(sp, last[i]) != SQLITE_OK)
+            return DROP_FAILED;
+    return DROPPED;
 }
 
-static void drop_above_number(struct spool *sp)
+static void drop_above_number(struct spool *sp, struct spool_step *step)
 {
     struct some_threads stale;
+    enum dropped what = DROPPED;
+    size_t i;
 
     list_stale(sp, sp->threads_max, &stale);
-    for (size_t i = 0; i < stale.n; i++)
-        if (!drop(sp, &stale.id[i]))
-            break;
-    sp->stale = stale.n == AT_ONCE;
+    for (i = 0; i < stale.n && what == DROPPED && !is_over(step); i++)
+        what = drop(sp, &stale.id[i], step);
+    sp->stale =
+        what == DROPPED_SOME || (what == DROPPED && i < stale.n) || stale.n == AT_ONCE;
 }
 
 /* How many of the newest turns hold what a history takes. */
@@ -123,17 +127,20 @@ static void to_next_way(struct spool *sp)
     sp->way_thread = first;
 }
 
-static void shorten_some(struct spool *sp, uint64_t target)
+static void shorten_some(struct spool *sp, uint64_t target, struct spool_step *step)
 {
     struct some_threads heavy;
     size_t i;
 
     list_heavy(sp, &heavy);
-    for (i = 0; i < heavy.n && spool_bytes_used(sp) > target; i++) {
-        if (sp->way == WAY_TURNS)
-            spool_trim(sp, &heavy.id[i], turns_of_history(sp, &heavy.id[i]), 1);
-        else
-            spool_trim(sp, &heavy.id[i], 0, 0);
+    for (i = 0; i < heavy.n && spool_bytes_used(sp) > target && !is_over(step); i++) {
+        bool more = sp->way == WAY_TURNS
+                        ? spool_trim(sp, &heavy.id[i], turns_of_history(sp, &heavy.id[i]),
+                                     1, step)
+                        : spool_trim(sp, &heavy.id[i], 0, 0, step);
+
+        if (more)
+            break;
         sp->way_used = heavy.used[i];
         sp->way_thread = heavy.id[i];
     }
@@ -141,30 +148,31 @@ static void shorten_some(struct spool *sp, uint64_t target)
         to_next_way(sp);
 }
 
-static void drop_some(struct spool *sp, uint64_t target)
+static void drop_some(struct spool *sp, uint64_t target, struct spool_step *step)
 {
     struct some_threads stale;
+    enum dropped what = DROPPED;
 
     list_stale(sp, 0, &stale);
-    for (size_t i = 0; i < stale.n && spool_bytes_used(sp) > target; i++)
-        if (!drop(sp, &stale.id[i]))
-            stale.n = 0;
-    if (stale.n == 0)
+    for (size_t i = 0; i < stale.n && what == DROPPED && spool_bytes_used(sp) > target &&
+                       !is_over(step);
+         i++)
+        what = drop(sp, &stale.id[i], step);
+    if (stale.n == 0 || what == DROP_FAILED)
         to_next_way(sp);
 }
 
 /* As far as the ways before `end`. */
-static void make_way(struct spool *sp, uint64_t target, enum spool_way end)
+static void make_way(struct spool *sp, uint64_t target, enum spool_way end,
+                     struct spool_step *step)
 {
-    uint64_t until = clock_now_ns() + STEP_LONGEST;
-
-    if (sp->loose && spool_bytes_used(sp) > target)
-        drop_loose(sp);
-    while (sp->way < end && spool_bytes_used(sp) > target && clock_now_ns() < until) {
+    while (sp->loose && spool_bytes_used(sp) > target && !is_over(step))
+        sp->loose = spool_drop_loose(sp, step);
+    while (sp->way < end && spool_bytes_used(sp) > target && !is_over(step)) {
         if (sp->way == WAY_THREADS)
-            drop_some(sp, target);
+            drop_some(sp, target, step);
         else
-            shorten_some(sp, target);
+            shorten_some(sp, target, step);
     }
 }
 
@@ -186,8 +194,10 @@ static void end(struct spool *sp)
 
 void spool_make_way(struct spool *sp, uint64_t target)
 {
+    struct spool_step step = spool_step();
+
     if ((sp->loose || sp->way != WAY_NOTHING) && begin(sp)) {
-        make_way(sp, target, WAY_NOTHING);
+        make_way(sp, target, WAY_NOTHING, &step);
         end(sp);
     }
 }
@@ -204,17 +214,18 @@ void spool_tidy(struct spool *sp)
     uint64_t used = spool_bytes_used(sp), limit = limit_of_kept(sp);
     bool loose = sp->loose && sp->rows == 0;
     bool crowded = used > limit && sp->way < WAY_HISTORIES;
+    struct spool_step step = spool_step();
 
     if ((sp->stale || loose || crowded || spool_alias_crowded(sp)) && begin(sp)) {
         if (loose)
-            drop_loose(sp);
+            sp->loose = spool_drop_loose(sp, &step);
         if (spool_alias_crowded(sp))
             spool_alias_trim(sp);
         if (sp->stale)
-            drop_above_number(sp);
+            drop_above_number(sp, &step);
         if (crowded) /* not all at once, if it is much */
             make_way(sp, used - limit < TIDY_BYTES ? limit : used - TIDY_BYTES,
-                     WAY_HISTORIES);
+                     WAY_HISTORIES, &step);
         end(sp);
     }
     store_tidy(sp->st);

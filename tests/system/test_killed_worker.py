@@ -26,7 +26,7 @@ def test_a_killed_worker_strands_no_new_client(dac):
     assert status["restarts"] == 4
     assert status["restarts_by"]["worker"] == {"killed": 4, "exited": 0, "watchdog": 0}
     assert "4 restarts (worker killed 4)" in dacctl(dac, "status")
-    assert [p["state"] for p in status["processes"]] == ["ready"] * 5
+    until(lambda: [p["state"] for p in dacctl(dac, "status", "--json")["processes"]] == ["ready"] * 5, "five at work")
 
 
 def test_a_stopped_worker_strands_no_new_client(dac):

@@ -260,6 +260,179 @@ START_TEST(what_was_used_last_is_kept_for_longest)
 }
 END_TEST
 
+/* --- a step at a time: the recorder waits for it ------------------------------------ */
+
+#define STEP_TURNS 256 /* that go at once, at most */
+
+/* Turns `first` to `last`, in batches, as an outage leaves them. */
+static void put_many(unsigned first, unsigned last, unsigned thread)
+{
+    for (unsigned n = first; n <= last;) {
+        struct store_turn turns[100];
+        struct store_row rows[100];
+        unsigned k = 0;
+
+        for (; k < 100 && n <= last; k++, n++) {
+            turns[k] = fx_turn(n, thread);
+            rows[k] = fx_turn_row(&turns[k]);
+            rows[k].result = DAC_OK;
+        }
+        ck_assert_msg(spool_put(sx_spool, rows, k) == DAC_OK, "%s",
+                      spool_error(sx_spool));
+    }
+}
+
+static void drain(void)
+{
+    struct spool_batch b;
+
+    do {
+        ck_assert_int_eq(spool_next(sx_spool, 1000, 64u << 20, &b), DAC_OK);
+        for (size_t i = 0; i < b.n; i++)
+            b.rows[i].result = DAC_OK;
+        if (b.n > 0)
+            ck_assert_int_eq(spool_done(sx_spool, &b), DAC_OK);
+        spool_batch_free(&b);
+    } while (sx_rows_left() > 0);
+}
+
+static long long turns_left(void)
+{
+    return fx_int("SELECT count(*) FROM turns");
+}
+
+/* What one step lets go of of `before` turns, to which `came` come while it is done. */
+static long long step_to(long long before, long long came)
+{
+    long long left = turns_left();
+
+    ck_assert_msg(before + came - left <= STEP_TURNS + came, "%lld of %lld at once",
+                  before + came - left, before);
+    return left;
+}
+
+/* The thread of an outage: thousands of turns of which few are kept. */
+START_TEST(a_long_thread_is_shortened_a_step_at_a_time)
+{
+    unsigned n = 3000, steps = 0;
+    long long left;
+
+    put_many(1, n, 1);
+    drain();
+    left = turns_left();
+    ck_assert_int_eq(left, 3000);
+    while (left > 4 + 1 && steps++ < 50) {
+        sx_keep_turn(++n, 1);
+        left = step_to(left, 1);
+    }
+    ck_assert_uint_ge(steps, 3000 / STEP_TURNS);
+    ck_assert_int_le(left, 5);
+    /* The newest ones are those that stay. */
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns WHERE created_at > (SELECT "
+                            "created_at FROM turns ORDER BY created_at LIMIT 1)"),
+                     left - 1);
+    char sql[160], id[ID_TEXT_SIZE];
+    struct id newest = fx_turn(n, 1).id;
+
+    id_format(&newest, id);
+    snprintf(sql, sizeof sql, "SELECT count(*) FROM turns WHERE id = '%s'", id);
+    ck_assert_int_eq(fx_int(sql), 1);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM messages"), 2 * left);
+}
+END_TEST
+
+/* One batch of many threads that are too long must not fall behind what comes. */
+START_TEST(shortening_keeps_up_with_what_comes)
+{
+    struct store_turn turns[200];
+    struct store_row rows[200];
+
+    spool_close(sx_spool);
+    sx_spool = sx_open(64u << 20, 300);
+    for (unsigned batch = 0; batch < 12; batch++) {
+        for (unsigned i = 0; i < 200; i++) {
+            turns[i] = fx_turn(1 + batch * 200 + i, 1 + i);
+            rows[i] = fx_turn_row(&turns[i]);
+            rows[i].result = DAC_OK;
+        }
+        spool_keep(sx_spool, rows, 200);
+    }
+    ck_assert_int_le(turns_left(), 200 * 5);
+}
+END_TEST
+
+START_TEST(turns_without_a_thread_go_a_step_at_a_time)
+{
+    unsigned steps = 0;
+    long long left;
+
+    put_many(1, 1500, 0);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM turns WHERE thread_id IS NULL"), 1500);
+    spool_tidy(sx_spool);
+    ck_assert_int_eq(turns_left(), 1500); /* they are queued */
+    drain();
+    for (left = turns_left(); left > 0 && steps < 50; steps++) {
+        spool_tidy(sx_spool);
+        left = step_to(left, 0);
+    }
+    ck_assert_int_eq(left, 0);
+    ck_assert_uint_ge(steps, 1500 / STEP_TURNS);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM messages"), 0);
+}
+END_TEST
+
+START_TEST(a_long_thread_is_dropped_a_step_at_a_time)
+{
+    struct id old = fx_thread(1).id;
+    unsigned steps = 0;
+    long long left;
+
+    put_many(1, 1500, 1);
+    drain();
+    spool_filled(sx_spool, &old, true);
+    for (unsigned thread = 2; thread <= 9; thread++)
+        sx_keep_turn(2000 + thread, thread);
+    for (left = turns_left(); left > 8 && steps < 50; steps++) {
+        spool_tidy(sx_spool);
+        left = step_to(left, 0);
+        ck_assert(!spool_knows_history(sx_spool, &old)); /* it has a gap from now on */
+    }
+    ck_assert_uint_ge(steps, 1500 / STEP_TURNS);
+    spool_tidy(sx_spool);
+    ck_assert_int_eq(turns_left(), 8);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM threads"), 8);
+    ck_assert_int_eq(fx_int("SELECT count(*) FROM spool_threads"), 8);
+}
+END_TEST
+
+/* What is let go of costs what it is itself, not what else is kept: nothing reads a whole
+ * table, nor does the check that no message is left of a thread. */
+START_TEST(no_upkeep_reads_all_that_is_kept)
+{
+    const char *const texts[] = {"SELECT 1 FROM messages WHERE thread_id = ?1",
+                                 "SELECT 1 FROM turns WHERE thread_id = ?1",
+                                 sqlite3_sql(sx_spool->stmt[S_OLD_TURNS]),
+                                 sqlite3_sql(sx_spool->stmt[S_LOOSE_TURNS]),
+                                 sqlite3_sql(sx_spool->stmt[S_DROP_MESSAGES]),
+                                 sqlite3_sql(sx_spool->stmt[S_DROP_TURN])};
+
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+        sqlite3_stmt *s;
+        char sql[1000];
+
+        snprintf(sql, sizeof sql, "EXPLAIN QUERY PLAN %s", texts[i]);
+        ck_assert_int_eq(sqlite3_prepare_v2(sx_spool->db, sql, -1, &s, NULL), SQLITE_OK);
+        while (sqlite3_step(s) == SQLITE_ROW) {
+            const char *plan = (const char *)sqlite3_column_text(s, 3);
+
+            ck_assert_msg(strncmp(plan, "SCAN", 4) != 0 || strstr(plan, "spool_loose"),
+                          "%s: %s", texts[i], plan);
+        }
+        sqlite3_finalize(s);
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("spool_limits");
@@ -274,6 +447,11 @@ int main(void)
     tcase_add_test(t, threads_that_are_kept_make_way_for_the_queue);
     tcase_add_test(t, turns_that_no_history_takes_make_way_first);
     tcase_add_test(t, what_was_used_last_is_kept_for_longest);
+    tcase_add_test(t, a_long_thread_is_shortened_a_step_at_a_time);
+    tcase_add_test(t, shortening_keeps_up_with_what_comes);
+    tcase_add_test(t, turns_without_a_thread_go_a_step_at_a_time);
+    tcase_add_test(t, a_long_thread_is_dropped_a_step_at_a_time);
+    tcase_add_test(t, no_upkeep_reads_all_that_is_kept);
     suite_add_tcase(s, t);
     srunner_run_all(r, CK_NORMAL);
     int failed = srunner_ntests_failed(r);
