@@ -189,12 +189,17 @@ int sqlite_version(sqlite3 *db, int *version)
 {
     int app = 0;
     int objects = 0;
-    int rc = query_int(db, "PRAGMA application_id", &app);
+    /* All of one moment: another program may be migrating. */
+    int rc = sqlite3_exec(db, "SAVEPOINT version", NULL, NULL, NULL);
 
+    if (rc != SQLITE_OK)
+        return rc;
+    rc = query_int(db, "PRAGMA application_id", &app);
     if (rc == SQLITE_OK)
         rc = query_int(db, "PRAGMA user_version", version);
     if (rc == SQLITE_OK)
         rc = query_int(db, "SELECT count(*) FROM sqlite_schema", &objects);
+    (void)sqlite3_exec(db, "RELEASE version", NULL, NULL, NULL);
     if (rc != SQLITE_OK)
         return rc;
     if (app == 0 && *version == 0 && objects == 0)

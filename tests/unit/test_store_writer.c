@@ -4,6 +4,7 @@
  */
 #include <check.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,6 +48,60 @@ START_TEST(files_are_for_their_owner_alone)
         fx_int("SELECT max(version) FROM schema_migrations WHERE name <> '' AND "
                "julianday(applied_at) > 0"),
         sqlite_version_newest());
+}
+END_TEST
+
+/* Somebody who makes the tables, and takes them away again, a few thousand times. */
+static void *migrate_again_and_again(void *arg)
+{
+    char made[200];
+    sqlite3 *db = arg;
+
+    snprintf(made, sizeof(made),
+             "BEGIN IMMEDIATE; CREATE TABLE t (a); PRAGMA application_id = %d; "
+             "PRAGMA user_version = 1; COMMIT",
+             SQLITE_APPLICATION_ID);
+    sqlite3_busy_timeout(db, 10000);
+    for (int i = 0; i < 6000; i++) {
+        const char *sql = i % 2 == 0 ? made
+                                     : "BEGIN IMMEDIATE; DROP TABLE t; "
+                                       "PRAGMA application_id = 0; "
+                                       "PRAGMA user_version = 0; COMMIT";
+
+        if (sqlite3_exec(db, sql, NULL, NULL, NULL) != SQLITE_OK)
+            sqlite3_exec(db, "ROLLBACK", NULL, NULL, NULL);
+    }
+    sqlite3_exec(db, "DROP TABLE IF EXISTS t; PRAGMA application_id = 0", NULL, NULL,
+                 NULL);
+    sqlite3_exec(db, "CREATE TABLE the_end (a)", NULL, NULL, NULL);
+    return NULL;
+}
+
+START_TEST(a_database_that_is_being_made_is_no_strange_one)
+{
+    char path[128];
+    int version = 0, seen = 0;
+    pthread_t maker;
+    sqlite3 *theirs, *ours;
+
+    snprintf(path, sizeof(path), "%s-other", fx_db);
+    ck_assert_int_eq(sqlite3_open(path, &theirs), SQLITE_OK);
+    ck_assert_int_eq(sqlite3_exec(theirs,
+                                  "PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF",
+                                  NULL, NULL, NULL),
+                     SQLITE_OK);
+    ck_assert_int_eq(sqlite3_open(path, &ours), SQLITE_OK);
+    ck_assert_int_eq(pthread_create(&maker, NULL, migrate_again_and_again, theirs), 0);
+    /* The end is a table of nobody's. */
+    while (sqlite_version(ours, &version) != SQLITE_OK || version >= 0)
+        seen += version;
+    ck_assert_int_eq(sqlite3_exec(ours, "SELECT * FROM the_end", NULL, NULL, NULL),
+                     SQLITE_OK);
+    ck_assert_int_gt(seen, 0);
+    pthread_join(maker, NULL);
+    sqlite3_close(theirs);
+    sqlite3_close(ours);
+    unlink(path);
 }
 END_TEST
 
@@ -491,6 +546,7 @@ int main(void)
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, files_are_for_their_owner_alone);
+    tcase_add_test(tc, a_database_that_is_being_made_is_no_strange_one);
     tcase_add_test(tc, a_replay_converges);
     tcase_add_test(tc, an_id_of_another_org_is_refused);
     tcase_add_test(tc, what_is_refused_is_set_aside_and_the_others_go_on);
