@@ -34,6 +34,9 @@ void config_free(struct config *cfg)
             explicit_bzero(p->api_key, strlen(p->api_key));
         free(p->api_key);
     }
+    for (size_t i = 0; i < cfg->files.count; i++)
+        free(cfg->files.items[i]);
+    free(cfg->files.items);
     free(cfg->path);
     free(cfg);
 }
@@ -69,13 +72,15 @@ const struct config_provider *config_provider_for_model(const struct config *cfg
 
 /* --- printing ----------------------------------------------------------------------- */
 
-static void put_origin(const struct config_origin *o, FILE *out)
+static void put_origin(const struct config *cfg, const struct config_origin *o, FILE *out)
 {
     switch (o->source) {
     case CONFIG_FROM_DEFAULT:
         fprintf(out, "default");
         break;
     case CONFIG_FROM_FILE:
+        if (o->file > 0)
+            fprintf(out, "%s ", cfg->files.items[o->file]);
         fprintf(out, "line %u", o->line);
         break;
     case CONFIG_FROM_ENV:
@@ -88,25 +93,26 @@ static void put_origin(const struct config_origin *o, FILE *out)
 }
 
 /* Prints "name = value ; origin", or as a comment what no file can set. */
-static void print_setting(const struct setting *s, const void *base,
-                          const struct config_origin *o, FILE *out)
+static void print_setting(const struct config *cfg, const struct setting *s,
+                          const void *base, const struct config_origin *o, FILE *out)
 {
     struct buf line = BUF_INIT(2 << 20);
 
     buf_printf(&line, "%s%s = ", s->section ? "" : "; ", s->name);
     setting_put(s, base, &line);
     fprintf(out, "%-40s ; ", line.failed ? "" : buf_cstr(&line));
-    put_origin(o, out);
+    put_origin(cfg, o, out);
     fputc('\n', out);
     buf_free(&line);
 }
 
-static void print_provider(const struct config_provider *p, FILE *out)
+static void print_provider(const struct config *cfg, const struct config_provider *p,
+                           FILE *out)
 {
     fprintf(out, "\n[provider %s]\n", p->name);
     for (size_t i = 0; i < setting_count; i++) {
         if (is_provider_setting(&settings[i]))
-            print_setting(&settings[i], p, &p->origin[i], out);
+            print_setting(cfg, &settings[i], p, &p->origin[i], out);
     }
     fprintf(out, "; API key: %s\n", p->api_key ? "***" : "none");
 }
@@ -125,15 +131,15 @@ void config_print(const struct config *cfg, FILE *out)
             section = s->section;
             fprintf(out, "\n[%s]\n", section);
         }
-        print_setting(s, cfg, &cfg->origin[i], out);
+        print_setting(cfg, s, cfg, &cfg->origin[i], out);
     }
     for (size_t i = 0; i < cfg->provider_count; i++)
-        print_provider(&cfg->providers[i], out);
+        print_provider(cfg, &cfg->providers[i], out);
 
     fprintf(out, "\n; flags, from env_file or the environment\n");
     for (size_t i = 0; i < setting_count; i++) {
         if (!settings[i].section)
-            print_setting(&settings[i], cfg, &cfg->origin[i], out);
+            print_setting(cfg, &settings[i], cfg, &cfg->origin[i], out);
     }
 }
 

@@ -30,6 +30,7 @@
 #define CONFIG_LISTEN_MAX        16
 #define CONFIG_LIST_MAX          256
 #define CONFIG_SETTINGS_MAX      64
+#define CONFIG_FILES_MAX         64
 
 /* Where the value of a setting came from. */
 struct config_origin {
@@ -39,7 +40,8 @@ struct config_origin {
         CONFIG_FROM_ENV,
         CONFIG_FROM_ENV_FILE
     } source;
-    unsigned line; /* of the file or env file, else 0 */
+    unsigned file; /* CONFIG_FROM_FILE: number in config.files */
+    unsigned line; /* of that file or the env file, else 0 */
 };
 
 struct config_list {
@@ -87,14 +89,15 @@ struct config_provider {
     uint32_t concurrency;            /* calls at the same time; 1 to 256 */
     int http2;                       /* enum config_http2 */
 
-    unsigned line; /* of its section */
+    struct config_origin section; /* where it first stands */
     struct config_origin origin[CONFIG_SETTINGS_MAX];
 };
 
 /* Owns everything that it points to; config_free() releases it. Strings that may be empty
  * in the file are NULL here. Times are nanoseconds, sizes are bytes. */
 struct config {
-    char *path; /* the file it was read from */
+    char *path;               /* the file it was read from */
+    struct config_list files; /* that one, and those it includes, in their order */
 
     /* [server] */
     char *name;                       /* never NULL; names the shared-memory segment */

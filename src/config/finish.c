@@ -23,14 +23,13 @@
 #define NO_ADDRESS    "no-address"
 #define CONNINFO_MAX  65536
 
-/* Line of a setting in the file, 0 if it is not there. */
-static unsigned line_of(const struct config_origin *origins, const char *section,
-                        const char *name)
-{
-    const struct setting *s = setting_find(section, name);
-    const struct config_origin *o = &origins[s - settings];
+/* Where a setting or section stands: file and line, 0 if in none. */
+#define AT(o) load_file_of(l, (o)), ((o)->source == CONFIG_FROM_FILE ? (o)->line : 0)
 
-    return o->source == CONFIG_FROM_FILE ? o->line : 0;
+static const struct config_origin *origin_of(const struct config_origin *origins,
+                                             const char *section, const char *name)
+{
+    return &origins[setting_find(section, name) - settings];
 }
 
 static uint32_t usable_cores(void)
@@ -67,7 +66,7 @@ static void finish_name(struct load *l)
     n = strspn(cfg->name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
                           "0123456789._-");
     if (cfg->name[n] != '\0' || n > CONFIG_NAME_MAX || cfg->name[0] == '.')
-        problem_add(l->problems, l->file, line_of(cfg->origin, "server", "name"),
+        problem_add(l->problems, AT(origin_of(cfg->origin, "server", "name")),
                     "name: \"%.60s\" is not valid; use up to %d letters, digits, \".\", "
                     "\"_\" or \"-\", not beginning with \".\"",
                     cfg->name, CONFIG_NAME_MAX);
@@ -82,7 +81,7 @@ static void finish_user(struct load *l)
     if (!cfg->user || geteuid() != 0)
         return;
     if (getpwnam_r(cfg->user, &pw, text, sizeof(text), &found) != 0 || !found) {
-        problem_add(l->problems, l->file, line_of(cfg->origin, "server", "user"),
+        problem_add(l->problems, AT(origin_of(cfg->origin, "server", "user")),
                     "user: there is no user \"%.60s\"; create it or name another",
                     cfg->user);
         return;
@@ -112,7 +111,7 @@ static size_t key_length(const char *text, size_t n)
 
 static void read_key(struct load *l, struct config_provider *p)
 {
-    unsigned line = line_of(p->origin, "provider", "api_key_file");
+    const struct config_origin *at = origin_of(p->origin, "provider", "api_key_file");
     struct buf text = BUF_INIT(KEY_MAX_BYTES);
     struct stat st;
     char why[160];
@@ -121,19 +120,19 @@ static void read_key(struct load *l, struct config_provider *p)
 
     if (!load_read_file(p->api_key_file, &text, why, sizeof(why), &err)) {
         problem_add(
-            l->problems, l->file, line,
+            l->problems, AT(at),
             "api_key_file: could not read \"%s\": %s; create it with the key in it",
             p->api_key_file, why);
         goto out;
     }
     n = key_length(text.data, text.len);
     if (n == 0) {
-        problem_add(l->problems, l->file, line,
+        problem_add(l->problems, AT(at),
                     "api_key_file: \"%s\" is empty; put the key into it",
                     p->api_key_file);
     } else if (!key_valid(text.data, n)) {
         problem_add(
-            l->problems, l->file, line,
+            l->problems, AT(at),
             "api_key_file: \"%s\" has more in it than one key; put the key alone on "
             "one line",
             p->api_key_file);
@@ -143,7 +142,7 @@ static void read_key(struct load *l, struct config_provider *p)
             l->nomem = true;
     }
     if (stat(p->api_key_file, &st) == 0 && (st.st_mode & S_IROTH))
-        problem_warn(l->problems, l->file, line,
+        problem_warn(l->problems, AT(at),
                      "api_key_file: every user can read \"%s\"; chmod it to 0640",
                      p->api_key_file);
 out:
@@ -155,8 +154,9 @@ out:
 static void finish_provider(struct load *l, struct config_provider *p)
 {
     /* One that is there but wrong has been reported. */
-    if (!p->base_url && line_of(p->origin, "provider", "base_url") == 0)
-        problem_add(l->problems, l->file, p->line,
+    if (!p->base_url &&
+        origin_of(p->origin, "provider", "base_url")->source != CONFIG_FROM_FILE)
+        problem_add(l->problems, AT(&p->section),
                     "[provider %s] has no base_url; add one like "
                     "base_url = https://api.example.com/v1",
                     p->name);
@@ -165,7 +165,7 @@ static void finish_provider(struct load *l, struct config_provider *p)
     if (p->ca_file && access(p->ca_file, R_OK) != 0) {
         char reason[128];
 
-        problem_add(l->problems, l->file, line_of(p->origin, "provider", "ca_file"),
+        problem_add(l->problems, AT(origin_of(p->origin, "provider", "ca_file")),
                     "ca_file: could not read \"%s\": %s; name a PEM file", p->ca_file,
                     strerror_r(errno, reason, sizeof(reason)));
     }
@@ -186,7 +186,7 @@ static void check_variable_names(struct load *l)
             load_variable_name(cfg->providers[k].name, "_RPS", b, sizeof(b));
             if (strcmp(a, b) == 0)
                 problem_add(
-                    l->problems, l->file, cfg->providers[i].line,
+                    l->problems, AT(&cfg->providers[i].section),
                     "[provider %s] and [provider %s] share the flag %s; rename one",
                     cfg->providers[i].name, cfg->providers[k].name, a);
         }
@@ -230,19 +230,19 @@ static bool is_invalid(const char *complaint)
  * quotes may be a password. */
 static void check_postgres(struct load *l)
 {
-    unsigned line = line_of(l->cfg->origin, "store", "postgres");
+    const struct config_origin *at = origin_of(l->cfg->origin, "store", "postgres");
     char *complaint = NULL;
     PQconninfoOption *parsed = PQconninfoParse(l->cfg->postgres, &complaint);
     PGconn *pg = parsed ? try_postgres(l->cfg->postgres, parsed) : NULL;
 
     if (!parsed)
-        problem_add(l->problems, l->file, line,
+        problem_add(l->problems, AT(at),
                     "postgres: is no connection string of libpq (%.*s...); write it as "
                     "\"host=... dbname=...\" or postgresql://...",
                     complaint ? (int)strcspn(complaint, "\"\n") : 0,
                     complaint ? complaint : "");
     else if (pg && is_invalid(PQerrorMessage(pg)))
-        problem_add(l->problems, l->file, line, "postgres: libpq refuses it (%.*s...)",
+        problem_add(l->problems, AT(at), "postgres: libpq refuses it (%.*s...)",
                     (int)strcspn(PQerrorMessage(pg), ":\"\n"), PQerrorMessage(pg));
     PQfinish(pg);
     PQconninfoFree(parsed);
@@ -252,28 +252,28 @@ static void check_postgres(struct load *l)
 static void check_rules(struct load *l)
 {
     struct config *cfg = l->cfg;
-    unsigned grace = line_of(cfg->origin, "flight", "abandon_grace");
+    const struct config_origin *grace = origin_of(cfg->origin, "flight", "abandon_grace");
 
-    if (grace == 0)
-        grace = line_of(cfg->origin, "flight", "abandon_grace_max");
+    if (grace->source != CONFIG_FROM_FILE)
+        grace = origin_of(cfg->origin, "flight", "abandon_grace_max");
     if (!cfg->sqlite)
-        problem_add(l->problems, l->file, line_of(cfg->origin, "store", "sqlite"),
+        problem_add(l->problems, AT(origin_of(cfg->origin, "store", "sqlite")),
                     "sqlite: is empty; name a database file");
     if (!cfg->spool)
-        problem_add(l->problems, l->file, line_of(cfg->origin, "store", "spool"),
+        problem_add(l->problems, AT(origin_of(cfg->origin, "store", "spool")),
                     "spool: is empty; name a database file");
     if (cfg->spool && cfg->sqlite && strcmp(cfg->spool, cfg->sqlite) == 0)
-        problem_add(l->problems, l->file, line_of(cfg->origin, "store", "spool"),
+        problem_add(l->problems, AT(origin_of(cfg->origin, "store", "spool")),
                     "spool: is the file of sqlite; name another one");
     if (cfg->postgres)
         check_postgres(l);
     if (cfg->abandon_grace_ns > cfg->abandon_grace_max_ns)
         problem_add(
-            l->problems, l->file, grace,
+            l->problems, AT(grace),
             "abandon_grace: is longer than abandon_grace_max; make it at most that");
     if (cfg->flight_max_bytes >= cfg->shm_size_bytes)
         problem_add(
-            l->problems, l->file, line_of(cfg->origin, "flight", "flight_max_bytes"),
+            l->problems, AT(origin_of(cfg->origin, "flight", "flight_max_bytes")),
             "flight_max_bytes: is not below shm_size; lower it or raise shm_size in "
             "[memory]");
 }

@@ -5,65 +5,11 @@
  */
 #include "config/load.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "config/parser.h"
 #include "config/problems.h"
-
-#define FILE_MAX_BYTES (1 << 20)
-
-bool load_read_file(const char *path, struct buf *out, char *why, size_t n, int *err)
-{
-    /* O_NONBLOCK: a FIFO without a writer must not stop us before we see that it is one.
-     */
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    char reason[128];
-    struct stat st;
-    ssize_t got = 0;
-
-    *err = 0;
-    if (fd < 0 || fstat(fd, &st) < 0)
-        goto failed;
-    if (!S_ISREG(st.st_mode)) {
-        snprintf(why, n, "not a regular file");
-        close(fd);
-        return false;
-    }
-    for (;;) {
-        char *room = buf_reserve(out, 1);
-
-        if (!room && out->len < out->max) {
-            errno = ENOMEM;
-            goto failed;
-        }
-        if (!room)
-            break;
-        got = read(fd, room, out->cap - out->len - 1);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            break;
-        out->len += (size_t)got;
-    }
-    if (got < 0)
-        goto failed;
-    close(fd);
-    if (out->failed)
-        snprintf(why, n, "larger than %zu bytes", out->max);
-    return !out->failed;
-
-failed:
-    *err = errno;
-    snprintf(why, n, "%s", strerror_r(*err, reason, sizeof(reason)));
-    if (fd >= 0)
-        close(fd);
-    return false;
-}
 
 /* --- one setting -------------------------------------------------------------------- */
 
@@ -129,6 +75,18 @@ static bool provider_name_valid(const char *name)
                         "0123456789._-") == n;
 }
 
+/* Whether this was said in the file that is read: another file may add to it. */
+static bool is_here(const struct load *l, const struct config_origin *o)
+{
+    return o->source == CONFIG_FROM_FILE && o->file == l->file_number;
+}
+
+static struct config_origin here(const struct load *l, unsigned line)
+{
+    return (struct config_origin){
+        .source = CONFIG_FROM_FILE, .file = l->file_number, .line = line};
+}
+
 static void section_twice(struct load *l, unsigned line, unsigned first)
 {
     problem_add(l->problems, l->file, line,
@@ -153,8 +111,10 @@ static void enter_provider(struct load *l, unsigned line, const char *name)
         return;
     }
     p = (struct config_provider *)config_provider_find(cfg, name);
-    if (p) {
-        section_twice(l, line, p->line);
+    if (p && is_here(l, &p->section)) {
+        section_twice(l, line, p->section.line);
+    } else if (p) {
+        p->section = here(l, line);
     } else if (cfg->provider_count == CONFIG_PROVIDERS_MAX) {
         problem_add(l->problems, l->file, line,
                     "[provider %s] is one too many; there can be %d", name,
@@ -168,7 +128,7 @@ static void enter_provider(struct load *l, unsigned line, const char *name)
             return;
         }
         cfg->provider_count++;
-        p->line = line;
+        p->section = here(l, line);
         load_defaults(l, p);
     }
     l->section = "provider";
@@ -194,10 +154,10 @@ static void on_section(void *arg, unsigned line, const char *kind, const char *n
         if (*name)
             problem_add(l->problems, l->file, line,
                         "section [%s] takes no name; write [%s]", kind, kind);
-        if (l->section_line[i] > 0)
-            section_twice(l, line, l->section_line[i]);
+        if (is_here(l, &l->section_at[i]))
+            section_twice(l, line, l->section_at[i].line);
         else
-            l->section_line[i] = line;
+            l->section_at[i] = here(l, line);
         return;
     }
     unknown_section(l, line, kind);
@@ -249,14 +209,12 @@ static void on_setting(void *arg, unsigned line, const char *key, const char *va
         return;
     }
     origin = origin_of(l, s, l->provider);
-    if (origin->source == CONFIG_FROM_FILE) {
+    if (is_here(l, origin)) {
         problem_add(l->problems, l->file, line,
                     "%s: is set twice, first on line %u; keep one", key, origin->line);
         return;
     }
-    load_setting(l, s, l->provider, value,
-                 (struct config_origin){.source = CONFIG_FROM_FILE, .line = line},
-                 l->file);
+    load_setting(l, s, l->provider, value, here(l, line), l->file);
 }
 
 static void on_problem(void *arg, unsigned line, const char *text)
@@ -266,19 +224,8 @@ static void on_problem(void *arg, unsigned line, const char *text)
     problem_add(l->problems, l->file, line, "%s", text);
 }
 
-static void load_file(struct load *l)
-{
-    static const struct parser_events events = {on_section, on_setting, on_problem};
-    struct buf text = BUF_INIT(FILE_MAX_BYTES);
-    char why[160];
-    int err;
-
-    if (!load_read_file(l->file, &text, why, sizeof(why), &err))
-        problem_add(l->problems, l->file, 0, "could not read the configuration: %s", why);
-    else if (parser_ini(text.data, text.len, &events, l) != DAC_OK)
-        l->nomem = true;
-    buf_free(&text);
-}
+static const struct parser_events events = {on_section, on_setting, on_problem,
+                                            load_include};
 
 /* --- the whole ---------------------------------------------------------------------- */
 
@@ -286,7 +233,6 @@ enum dac_err config_load(const char *path, const char *const *environ,
                          struct config **out, struct config_problems *problems)
 {
     struct load l = {.problems = problems, .file = path ? path : CONFIG_DEFAULT_PATH};
-    const char *slash = strrchr(l.file, '/');
     size_t errors = problems->errors;
     enum dac_err rc = DAC_OK;
 
@@ -294,13 +240,15 @@ enum dac_err config_load(const char *path, const char *const *environ,
     l.cfg = calloc(1, sizeof(*l.cfg));
     if (!l.cfg)
         return DAC_E_NOMEM;
+    l.events = &events;
     l.cfg->path = strdup(l.file);
-    if (slash)
-        l.folder = strndup(l.file, slash > l.file ? (size_t)(slash - l.file) : 1);
-    l.nomem = !l.cfg->path || (slash && !l.folder);
+    if (!l.cfg->path) {
+        free(l.cfg);
+        return DAC_E_NOMEM;
+    }
 
     load_defaults(&l, NULL);
-    load_file(&l);
+    load_files(&l);
     load_variables(&l, environ);
     load_finish(&l);
     problems_sort(problems);
@@ -309,7 +257,6 @@ enum dac_err config_load(const char *path, const char *const *environ,
         rc = DAC_E_NOMEM;
     else if (problems->errors > errors)
         rc = DAC_E_INVALID;
-    free(l.folder);
     if (rc == DAC_OK)
         *out = l.cfg;
     else

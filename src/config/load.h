@@ -10,15 +10,18 @@
 struct load {
     struct config *cfg;
     struct config_problems *problems;
-    const char *file; /* the configuration's path, for problems */
-    char *folder;     /* owned; where relative paths start; NULL: the working directory */
-    bool nomem;       /* seen once, the load fails in the end */
+    const char *file;     /* the file that is read, else the configuration's path */
+    unsigned file_number; /* its number in cfg->files */
+    const char *folder; /* where its relative paths start; NULL: the working directory */
+    bool nomem;         /* seen once, the load fails in the end */
 
     /* Where the INI parser is. */
+    const struct parser_events *events;
     const char *section;              /* NULL: an unknown one, its settings are skipped */
     struct config_provider *provider; /* of a [provider NAME], else NULL */
-    unsigned section_line[CONFIG_SETTINGS_MAX]; /* first line of a section, by the number
-                                                 * of its first setting in the table */
+    struct config_origin section_at[CONFIG_SETTINGS_MAX]; /* where a section stood last,
+                                                           * by the number of its first
+                                                           * setting in the table */
 };
 
 /* Reads a regular file of at most out->max bytes. Else false, and `why` (of `n` bytes)
@@ -29,6 +32,13 @@ bool load_read_file(const char *path, struct buf *out, char *why, size_t n, int 
 void load_setting(struct load *l, const struct setting *s,
                   struct config_provider *provider, const char *value,
                   struct config_origin origin, const char *file);
+/* Reads the configuration and what it includes, for l->events. */
+void load_files(struct load *l);
+/* On a line of the file that is read. */
+void load_include(void *arg, unsigned line, const char *pattern);
+/* The path of the file that a value or section stands in; for any other origin the
+ * configuration's. */
+const char *load_file_of(const struct load *l, const struct config_origin *o);
 /* Applies the environment and the env file. */
 void load_variables(struct load *l, const char *const *environ);
 /* Derives what was left to us, reads key files, checks what no single setting decides. */

@@ -107,9 +107,40 @@ static void ini_section(struct parser *p, char *s)
     p->ev->section(p->arg, p->line, kind, name);
 }
 
+/* Takes the quotes or the comment off a value in place. False: reported. */
+static bool ini_value(struct parser *p, char *value, bool behind_blank)
+{
+    char *rest;
+
+    if (*value != '"') {
+        cut_comment(value, ';', behind_blank);
+        trim_end(value);
+        return true;
+    }
+    rest = unquote(value);
+    if (!rest)
+        problem(p, "value has no closing quote; add one, or put \\ before a quote in it");
+    else if (!only_comment(rest, ';'))
+        problem(p, "text behind the closing quote; put the whole value in one pair");
+    else
+        return true;
+    return false;
+}
+
+/* What `s` includes, or NULL if it is another line. */
+static char *ini_include(char *s)
+{
+    char *pattern = s + strlen("include");
+
+    if (strncmp(s, "include", strlen("include")) != 0 ||
+        (*pattern != '\0' && !is_blank(*pattern)))
+        return NULL;
+    return skip_blanks(pattern);
+}
+
 static void ini_setting(struct parser *p, char *s)
 {
-    char *equals = strchr(s, '='), *value, *rest;
+    char *equals = strchr(s, '='), *value;
 
     if (!equals) {
         problem(
@@ -124,21 +155,8 @@ static void ini_setting(struct parser *p, char *s)
         return;
     }
     value = skip_blanks(equals + 1);
-    if (*value == '"') {
-        rest = unquote(value);
-        if (!rest) {
-            problem(
-                p, "value has no closing quote; add one, or put \\ before a quote in it");
-            return;
-        }
-        if (!only_comment(rest, ';')) {
-            problem(p, "text behind the closing quote; put the whole value in one pair");
-            return;
-        }
-    } else {
-        cut_comment(value, ';', value > equals + 1);
-        trim_end(value);
-    }
+    if (!ini_value(p, value, value > equals + 1))
+        return;
     if (!p->in_section) {
         problem(p, "setting before the first section; begin with one like [server]");
         return;
@@ -148,13 +166,22 @@ static void ini_setting(struct parser *p, char *s)
 
 static void ini_line(struct parser *p, char *s)
 {
+    char *pattern;
+
     s = skip_blanks(s);
     if (*s == '\0' || *s == ';' || *s == '#')
         return;
+    pattern = ini_include(s);
     if (*s == '[')
         ini_section(p, s);
-    else
+    else if (!pattern)
         ini_setting(p, s);
+    else if (*pattern == '=')
+        problem(p, "write \"include PATTERN\" without \"=\"");
+    else if (ini_value(p, pattern, true) && *pattern)
+        p->ev->include(p->arg, p->line, pattern);
+    else if (*pattern == '\0')
+        problem(p, "include names no file; write it like \"include conf.d/*.conf\"");
 }
 
 /* --- env files ---------------------------------------------------------------------- */

@@ -5,6 +5,7 @@
  * INI: "[kind]" or "[kind name]"; "key = value"; lines that begin with ; or # are
  * comments; a comment may follow a value or section as " ;" (blank first). A value in
  * double quotes keeps everything up to the closing quote, with \" and \\ for these two.
+ * "include PATTERN" may stand on any line.
  *
  * Env file: "KEY=VALUE", "export KEY=VALUE"; # and ; begin comment lines, " #" ends a
  * value that is not in single or double quotes. As in a shell a later line wins, but
@@ -25,6 +26,7 @@ struct parser_events {
     void (*section)(void *arg, unsigned line, const char *kind, const char *name);
     void (*setting)(void *arg, unsigned line, const char *key, const char *value);
     void (*problem)(void *arg, unsigned line, const char *text);
+    void (*include)(void *arg, unsigned line, const char *pattern);
 };
 
 /* `name` is "" where a section has none. Lines with a problem are skipped. DAC_E_NOMEM.

@@ -60,18 +60,34 @@ void problem_warn(struct config_problems *p, const char *file, unsigned line,
     va_end(ap);
 }
 
+/* Number of the first one of those up to `i` that is of the same file as that. */
+static size_t first_of_file(const struct config_problems *p, size_t i)
+{
+    size_t k = 0;
+
+    while (strcmp(p->items[k].file, p->items[i].file) != 0)
+        k++;
+    return k;
+}
+
 void problems_sort(struct config_problems *p)
 {
+    size_t file[CONFIG_PROBLEMS_MAX];
+
+    for (size_t i = 0; i < p->count; i++)
+        file[i] = first_of_file(p, i);
     for (size_t i = 1; i < p->count; i++) {
         struct config_problem item = p->items[i];
-        size_t at = i;
+        size_t of = file[i], at = i;
 
-        while (at > 0 && strcmp(p->items[at - 1].file, item.file) == 0 &&
-               p->items[at - 1].line > item.line) {
+        while (at > 0 && (file[at - 1] > of ||
+                          (file[at - 1] == of && p->items[at - 1].line > item.line))) {
             p->items[at] = p->items[at - 1];
+            file[at] = file[at - 1];
             at--;
         }
         p->items[at] = item;
+        file[at] = of;
     }
 }
 

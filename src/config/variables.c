@@ -82,7 +82,8 @@ static void on_problem(void *arg, unsigned line, const char *text)
 
 static void apply_env_file(struct load *l)
 {
-    static const struct parser_events events = {NULL, on_variable, on_problem};
+    static const struct parser_events events = {.setting = on_variable,
+                                                .problem = on_problem};
     const struct setting *s = setting_find("server", "env_file");
     const struct config_origin *origin = &l->cfg->origin[s - settings];
     bool is_default = origin->source == CONFIG_FROM_DEFAULT;
@@ -95,7 +96,7 @@ static void apply_env_file(struct load *l)
             l->nomem = true;
     } else if (!is_default) {
         problem_add(
-            l->problems, l->file, origin->line,
+            l->problems, load_file_of(l, origin), origin->line,
             "env_file: could not read \"%s\": %s; create it or leave env_file empty",
             l->cfg->env_file, why);
     } else if (err != ENOENT && err != ENOTDIR) {
