@@ -93,13 +93,13 @@ static void inherit_pacer(struct shm *next, const struct shm *old, uint32_t prov
 void inherit_pacers(struct shm *next, const struct shm *old, uint64_t now_ns,
                     uint64_t hold_ns)
 {
-    for (uint32_t i = 0; i < next->hdr->provider_count; i++)
+    for (uint32_t i = 0; i < atomic_load(&next->hdr->provider_count); i++)
         inherit_pacer(next, old, i, now_ns, hold_ns);
 }
 
 void inherit_pacers_whole(struct shm *next, const struct shm *old)
 {
-    for (uint32_t i = 0; i < next->hdr->provider_count; i++)
+    for (uint32_t i = 0; i < atomic_load(&next->hdr->provider_count); i++)
         atomic_store(&next->pacers[i].concurrency,
                      atomic_load(&old->pacers[i].concurrency));
 }

@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #define SHM_MAGIC          UINT64_C(0x3153544847494c46) /* "FLIGHTS1" */
-#define SHM_LAYOUT_VERSION 9u
+#define SHM_LAYOUT_VERSION 10u
 #define SHM_SLOTS          64u
 #define SHM_NO_SLOT        UINT32_C(0xff)
 #define SHM_WORKERS_MAX    28u
@@ -29,6 +29,8 @@
 #define SHM_FLIGHTS_MAX    65536u
 #define SHM_ALIASES_LEAST  4096u /* or four for each flight, if that is more */
 #define SHM_NAME_SIZE      64u
+#define SHM_LIVE_MAX       48u  /* settings that change while the service runs */
+#define SHM_CONTROL_SIZE   108u /* of a unix socket's path */
 #define SHM_KEY_SIZE       32u
 #define SHM_ALIGNED        _Alignas(64)
 
@@ -299,9 +301,11 @@ struct shm_header {
     uint32_t header_size;
     uint32_t slot_size, pacer_size, bucket_size, flight_size, alias_size, sample_size;
     uint32_t block_size;
-    uint32_t flight_count, bucket_count, alias_count, block_count, provider_count;
+    uint32_t flight_count, bucket_count, alias_count, block_count;
     uint32_t dirty_words; /* 64-bit words of a slot's dirty bitmap */
-    uint32_t unused;
+    /* Names of the pacers in use; one that has a name keeps it. Grows after the name is
+     * written; release [W: master]. */
+    shm_u32 provider_count;
     uint64_t total_size;
     uint64_t flight_max_bytes;
     uint64_t created_ns;
@@ -321,8 +325,12 @@ struct shm_header {
     shm_u32 renewals;   /* segments of this instance before this one [W: master] */
     /* Processes started again, by enum slot_kind and reason [W: master]. */
     shm_u64 restarts[SHM_KINDS][RESTART_REASON_COUNT];
-    shm_u64 reconnect_grace_ns;         /* the setting, for who looks on [W: master] */
-    struct shm_store store;             /* [W: recorder] */
+    shm_u64 reconnect_grace_ns;     /* the setting, for who looks on [W: master] */
+    shm_u64 live_seq;               /* odd while `live` is written [W: master] */
+    shm_u64 live[SHM_LIVE_MAX];     /* relaxed [W: master] */
+    char control[SHM_CONTROL_SIZE]; /* path of the master's socket, "": none; written once
+                                     * before the first child */
+    struct shm_store store;         /* [W: recorder] */
     shm_u64 counters_base[SHM_C_COUNT]; /* of reaped slots [W: master] */
     SHM_ALIGNED shm_u32 flight_hand;    /* where the next claim looks first; relaxed */
     shm_u32 flights_used;               /* hint, recounted by the master; relaxed */

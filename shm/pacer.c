@@ -7,6 +7,7 @@
 #include "shm/pacer.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "shm/crash.h"
@@ -24,6 +25,42 @@ static struct shm_pacer *pacer_at(const struct shm *shm, uint32_t provider)
     return &shm->pacers[provider];
 }
 
+uint32_t pacer_find(const struct shm *shm, const char *name)
+{
+    uint32_t n = atomic_load_explicit(&shm->hdr->provider_count, memory_order_acquire);
+
+    for (uint32_t i = 0; i < n; i++)
+        if (strcmp(shm->hdr->provider_names[i], name) == 0)
+            return i;
+    return PACER_NONE;
+}
+
+enum dac_err pacer_name(struct shm *shm, const char *name, uint32_t *out)
+{
+    uint32_t n = atomic_load(&shm->hdr->provider_count);
+
+    *out = pacer_find(shm, name);
+    if (*out != PACER_NONE)
+        return DAC_OK;
+    if (n == SHM_PROVIDERS_MAX)
+        return DAC_E_FULL;
+    snprintf(shm->hdr->provider_names[n], sizeof shm->hdr->provider_names[n], "%s", name);
+    atomic_store_explicit(&shm->hdr->provider_count, n + 1, memory_order_release);
+    *out = n;
+    return DAC_OK;
+}
+
+/* Debt from lower limits: no more stays than calls under the present ones could make. */
+static void forgive(struct shm_pacer *p, uint64_t most)
+{
+    uint64_t tat = atomic_load_explicit(&p->tat_ns, memory_order_acquire);
+
+    while (tat > most && !atomic_compare_exchange_weak_explicit(&p->tat_ns, &tat, most,
+                                                                memory_order_acq_rel,
+                                                                memory_order_acquire))
+        ;
+}
+
 void pacer_set_limits(struct shm *shm, uint32_t provider, double rps, uint32_t burst,
                       uint32_t concurrency)
 {
@@ -35,6 +72,8 @@ void pacer_set_limits(struct shm *shm, uint32_t provider, double rps, uint32_t b
                           memory_order_relaxed);
     atomic_store_explicit(&p->interval_ns, interval, memory_order_relaxed);
     atomic_store_explicit(&p->concurrency, concurrency, memory_order_relaxed);
+    if (interval > 0)
+        forgive(p, clock_now_ns() + interval * (burst > 0 ? burst : 1));
 }
 
 /* How long from now until a token could be had; 0: now. Changes nothing. */
@@ -175,7 +214,8 @@ uint32_t pacer_in_flight(const struct shm *shm, uint32_t provider)
 uint32_t pacer_sweep(struct shm *shm, uint32_t slot)
 {
     uint32_t given = 0;
-    for (uint32_t provider = 0; provider < shm->hdr->provider_count; provider++) {
+    for (uint32_t provider = 0; provider < atomic_load(&shm->hdr->provider_count);
+         provider++) {
         struct shm_pacer *p = pacer_at(shm, provider);
         uint32_t here = 0;
         for (uint32_t i = 0; i < SHM_PERMITS_MAX; i++) {

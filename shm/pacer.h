@@ -12,8 +12,16 @@
 #include "shm/flight.h"
 
 #define PACER_NO_PERMIT UINT32_MAX
+#define PACER_NONE      UINT32_MAX
 
-/* Master: sets limits in place. */
+/* The pacer called `name`, or PACER_NONE. */
+uint32_t pacer_find(const struct shm *shm, const char *name);
+/* Master: the pacer called `name`, which gets the next free one if there is none yet, and
+ * keeps it for the life of the segment. DAC_E_FULL: SHM_PROVIDERS_MAX names are in use.
+ */
+enum dac_err pacer_name(struct shm *shm, const char *name, uint32_t *out) DAC_CHECK;
+/* Master: sets limits in place. Who waited under lower ones waits no longer than under
+ * these. */
 void pacer_set_limits(struct shm *shm, uint32_t provider, double rps, uint32_t burst,
                       uint32_t concurrency);
 /* Owner of a QUEUED flight: takes a permit and a token. DAC_OK: *permit is to be given

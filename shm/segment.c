@@ -162,7 +162,7 @@ static enum dac_err segment_init(struct shm *shm, const struct shm_options *opt,
     h->bucket_count = plan->bucket_count;
     h->alias_count = plan->alias_count;
     h->block_count = plan->block_count;
-    h->provider_count = opt->provider_count;
+    atomic_store(&h->provider_count, opt->provider_count);
     h->dirty_words = plan->dirty_words;
     h->total_size = plan->total;
     h->flight_max_bytes = opt->flight_max_bytes;
@@ -518,7 +518,7 @@ static bool areas_valid(const struct shm_header *h)
 
     if (h->flight_count == 0 || h->flight_count > SHM_FLIGHTS_MAX ||
         h->block_count == 0 || h->block_count > UINT32_MAX / 2 ||
-        h->provider_count > SHM_PROVIDERS_MAX)
+        atomic_load(&h->provider_count) > SHM_PROVIDERS_MAX)
         return false;
     place_areas(&plan, h->flight_count, h->block_count);
     return h->bucket_count == plan.bucket_count && h->alias_count == plan.alias_count &&
@@ -531,7 +531,7 @@ static bool names_valid(const struct shm_header *h)
 {
     bool ended = memchr(h->name, '\0', sizeof h->name) != NULL;
 
-    for (uint32_t i = 0; i < h->provider_count; i++)
+    for (uint32_t i = 0; i < atomic_load(&h->provider_count); i++)
         ended = ended && memchr(h->provider_names[i], '\0', sizeof h->provider_names[i]);
     return ended;
 }

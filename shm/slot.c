@@ -14,8 +14,8 @@
 #include "shm/pacer.h"
 #include "shm/wake.h"
 
-enum dac_err slot_take(struct shm *shm, enum slot_kind kind, uint32_t ordinal,
-                       uint32_t *out)
+static enum dac_err take(struct shm *shm, enum slot_kind kind, uint32_t ordinal,
+                         uint32_t *out)
 {
     for (uint32_t i = 0; i < SHM_SLOTS; i++) {
         struct shm_slot *s = &shm->slots[i];
@@ -28,14 +28,40 @@ enum dac_err slot_take(struct shm *shm, enum slot_kind kind, uint32_t ordinal,
         atomic_store(&s->heartbeat, 0);
         atomic_store(&s->beat_ns, 0);
         atomic_store(&s->state, SLOT_STARTING);
-        if (kind == SLOT_RECORDER)
-            atomic_store(&shm->hdr->recorder_slot, i);
-        else if (ordinal < SHM_WORKERS_MAX)
-            atomic_store(&shm->hdr->ordinal_slot[ordinal], i);
         *out = i;
         return DAC_OK;
     }
     return DAC_E_FULL;
+}
+
+enum dac_err slot_take(struct shm *shm, enum slot_kind kind, uint32_t ordinal,
+                       uint32_t *out)
+{
+    enum dac_err e = take(shm, kind, ordinal, out);
+
+    if (e == DAC_OK && kind == SLOT_RECORDER)
+        atomic_store(&shm->hdr->recorder_slot, *out);
+    else if (e == DAC_OK && ordinal < SHM_WORKERS_MAX)
+        slot_serve(shm, ordinal, *out);
+    return e;
+}
+
+enum dac_err slot_take_beside(struct shm *shm, uint32_t ordinal, uint32_t *out)
+{
+    return take(shm, SLOT_WORKER, ordinal, out);
+}
+
+void slot_serve(struct shm *shm, uint32_t ordinal, uint32_t slot)
+{
+    atomic_store(&shm->hdr->ordinal_slot[ordinal], slot);
+}
+
+bool slot_serves(const struct shm *shm)
+{
+    uint32_t ordinal = atomic_load(&shm->slots[shm->self].ordinal);
+
+    return ordinal < SHM_WORKERS_MAX &&
+           atomic_load(&shm->hdr->ordinal_slot[ordinal]) == shm->self;
 }
 
 void slot_enter(struct shm *shm, uint64_t now_ns)

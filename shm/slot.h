@@ -11,6 +11,13 @@
 /* Master: takes a free slot and marks it STARTING. DAC_E_FULL. */
 enum dac_err slot_take(struct shm *shm, enum slot_kind kind, uint32_t ordinal,
                        uint32_t *out) DAC_CHECK;
+/* Master: the same for a worker beside the one that has the ordinal, which keeps it until
+ * slot_serve(). */
+enum dac_err slot_take_beside(struct shm *shm, uint32_t ordinal, uint32_t *out) DAC_CHECK;
+/* Master: the ordinal is `slot`'s from now on; SHM_NO_SLOT: nobody's. */
+void slot_serve(struct shm *shm, uint32_t ordinal, uint32_t slot);
+/* Child, a worker: whether its ordinal is its own. */
+bool slot_serves(const struct shm *shm);
 /* Child: writes its pid, then beats for the first time. */
 void slot_enter(struct shm *shm, uint64_t now_ns);
 /* Child: one beat; four times a second. */

@@ -120,7 +120,7 @@ static void check_pacers(const struct pass *p)
 {
     char why[160];
 
-    for (uint32_t i = 0; i < p->shm->hdr->provider_count; i++) {
+    for (uint32_t i = 0; i < atomic_load(&p->shm->hdr->provider_count); i++) {
         if (!pacer_valid(p->shm, i, false, why, sizeof(why)))
             say(p, CERTAIN, "provider", i, 0, "%s", why);
         else if (!pacer_valid(p->shm, i, true, why, sizeof(why)))

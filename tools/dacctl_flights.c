@@ -73,7 +73,7 @@ static const char *kind_of(const struct flight_copy *c)
 static const char *provider_of(const struct shm *shm, const struct flight_copy *c,
                                char buf[33])
 {
-    if (c->kind == FLIGHT_THREAD || c->provider >= shm->hdr->provider_count)
+    if (c->kind == FLIGHT_THREAD || c->provider >= atomic_load(&shm->hdr->provider_count))
         return "-";
     snprintf(buf, 33, "%.32s", shm->hdr->provider_names[c->provider]);
     return buf;

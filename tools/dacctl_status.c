@@ -114,10 +114,10 @@ static void text_slots(const struct shm *shm, struct buf *out)
 
 static void text_providers(const struct shm *shm, struct buf *out)
 {
-    if (shm->hdr->provider_count > 0)
+    if (atomic_load(&shm->hdr->provider_count) > 0)
         buf_printf(out, "\n%-31s %11s %11s %8s %9s\n", "provider", "calls now",
                    "concurrency", "rps", "paused");
-    for (uint32_t i = 0; i < shm->hdr->provider_count; i++) {
+    for (uint32_t i = 0; i < atomic_load(&shm->hdr->provider_count); i++) {
         const struct shm_pacer *p = &shm->pacers[i];
 
         buf_printf(out, "%-31.31s %11" PRIu32 " %11" PRIu32 " %8.3g %7.1f s\n",
@@ -243,7 +243,7 @@ static void json_slots(const struct shm *shm, struct buf *out)
 static void json_providers(const struct shm *shm, struct buf *out)
 {
     buf_puts(out, ",\"providers\":[");
-    for (uint32_t i = 0; i < shm->hdr->provider_count; i++) {
+    for (uint32_t i = 0; i < atomic_load(&shm->hdr->provider_count); i++) {
         const struct shm_pacer *p = &shm->pacers[i];
         const char *name = shm->hdr->provider_names[i];
 

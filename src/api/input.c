@@ -355,7 +355,7 @@ bool input_provider(struct api *api, struct http_exchange *ex, const char *provi
         unknown_model(api, ex, NULL, model);
         return false;
     }
-    ask->provider = (uint32_t)(p - cfg->providers);
+    ask->provider = p->slot;
     snprintf(ask->request.provider, sizeof ask->request.provider, "%s", p->name);
     snprintf(ask->request.model, sizeof ask->request.model, "%s", model);
     return true;

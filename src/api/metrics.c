@@ -270,7 +270,7 @@ static void put_processes(struct buf *b, const struct shm *shm)
 static void put_providers(struct buf *b, const struct shm *shm)
 {
     put_help(b, "dac_provider_calls_in_flight", "gauge", "calls under way, by provider");
-    for (uint32_t i = 0; i < shm->hdr->provider_count; i++)
+    for (uint32_t i = 0; i < atomic_load(&shm->hdr->provider_count); i++)
         buf_printf(b, "dac_provider_calls_in_flight{provider=\"%s\"} %u\n",
                    shm->hdr->provider_names[i], pacer_in_flight(shm, i));
 }

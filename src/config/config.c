@@ -51,6 +51,15 @@ const struct config_provider *config_provider_find(const struct config *cfg,
     return NULL;
 }
 
+const struct config_provider *config_provider_at(const struct config *cfg, uint32_t slot)
+{
+    for (size_t i = 0; i < cfg->provider_count; i++) {
+        if (cfg->providers[i].slot == slot)
+            return &cfg->providers[i];
+    }
+    return NULL;
+}
+
 bool config_model_matches(const struct config_provider *p, const char *model)
 {
     for (size_t i = 0; i < p->models.count; i++) {

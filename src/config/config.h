@@ -71,14 +71,18 @@ enum config_fetcher_death {
     CONFIG_DEATH_FAIL,
 };
 
-/* One [provider NAME]. Its place in config.providers is its number everywhere. */
+/* One [provider NAME]. */
 struct config_provider {
     char *name;                  /* owned; 1 to 31 of A-Z a-z 0-9 . _ - */
+    uint32_t slot;               /* its number everywhere: that of its pacer. After the
+                                  * loading its place in config.providers; the master's
+                                  * affair then */
     int dialect;                 /* index of its word; 0: "openai" */
     char *base_url;              /* owned; http or https, no slash at its end */
     char *api_key_file;          /* owned; NULL: none */
     char *api_key;               /* owned, secret; read from api_key_file; NULL: none */
     char *ca_file;               /* owned; NULL: the system's roots */
+    uint64_t ca_digest;          /* of what is in it; other roots, another digest */
     struct config_list models;   /* globs; at least one */
     uint64_t connect_timeout_ns; /* to a connection that is ready to send */
     uint64_t first_token_timeout_ns; /* from the start of a call to its first content */
@@ -191,6 +195,8 @@ void config_free(struct config *cfg);
 /* The provider called `name`, or NULL. */
 const struct config_provider *config_provider_find(const struct config *cfg,
                                                    const char *name);
+/* The provider whose number is `slot`, or NULL. */
+const struct config_provider *config_provider_at(const struct config *cfg, uint32_t slot);
 /* Whether one of the provider's globs matches (fnmatch(3); "*" matches slashes, too). */
 bool config_model_matches(const struct config_provider *p, const char *model);
 /* The first provider that matches, or NULL. */

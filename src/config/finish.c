@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <libpq-fe.h>
 #include <math.h>
+#include <openssl/evp.h>
 #include <pwd.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -19,9 +20,10 @@
 #include "config/problems.h"
 #include "shm/layout.h"
 
-#define KEY_MAX_BYTES 4096
-#define NO_ADDRESS    "no-address"
-#define CONNINFO_MAX  65536
+#define KEY_MAX_BYTES   4096
+#define ROOTS_MAX_BYTES (16u << 20)
+#define NO_ADDRESS      "no-address"
+#define CONNINFO_MAX    65536
 
 /* Where a setting or section stands: file and line, 0 if in none. */
 #define AT(o) load_file_of(l, (o)), ((o)->source == CONFIG_FROM_FILE ? (o)->line : 0)
@@ -151,6 +153,26 @@ out:
     buf_free(&text);
 }
 
+/* The roots themselves are read by who needs them; here it matters whether they are
+ * others than at the last loading. */
+static void read_roots(struct load *l, struct config_provider *p)
+{
+    struct buf text = BUF_INIT(ROOTS_MAX_BYTES);
+    unsigned char sum[EVP_MAX_MD_SIZE];
+    char why[160];
+    int err;
+
+    if (!load_read_file(p->ca_file, &text, why, sizeof(why), &err))
+        problem_add(l->problems, AT(origin_of(p->origin, "provider", "ca_file")),
+                    "ca_file: could not read \"%s\": %s; name a PEM file", p->ca_file,
+                    why);
+    else if (EVP_Q_digest(NULL, "SHA256", NULL, text.data, text.len, sum, NULL) != 1)
+        l->nomem = true;
+    else
+        memcpy(&p->ca_digest, sum, sizeof(p->ca_digest));
+    buf_free(&text);
+}
+
 static void finish_provider(struct load *l, struct config_provider *p)
 {
     /* One that is there but wrong has been reported. */
@@ -162,13 +184,9 @@ static void finish_provider(struct load *l, struct config_provider *p)
                     p->name);
     if (p->api_key_file)
         read_key(l, p);
-    if (p->ca_file && access(p->ca_file, R_OK) != 0) {
-        char reason[128];
-
-        problem_add(l->problems, AT(origin_of(p->origin, "provider", "ca_file")),
-                    "ca_file: could not read \"%s\": %s; name a PEM file", p->ca_file,
-                    strerror_r(errno, reason, sizeof(reason)));
-    }
+    if (p->ca_file)
+        read_roots(l, p);
+    p->slot = (uint32_t)(p - l->cfg->providers);
     if (p->burst == 0)
         p->burst = p->rps > 1 ? (uint32_t)ceil(p->rps) : 1;
 }

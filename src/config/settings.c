@@ -40,10 +40,10 @@ const struct setting settings[] = {
      .reload = SETTING_RESTART,
      .help = "name of this instance; by default dac-PORT of the first address"},
     {SERVER(user), .name = "user", .type = SETTING_STRING, .def = "",
-     .reload = SETTING_NEW_WORKERS,
+     .reload = SETTING_RESTART,
      .help = "user to become when started as root"},
     {SERVER(listen), .name = "listen", .type = SETTING_ADDRESSES,
-     .def = "127.0.0.1:8000", .reload = SETTING_RESTART,
+     .def = "127.0.0.1:8000", .reload = SETTING_NEW_WORKERS,
      .help = "addresses to serve, separated by commas: 127.0.0.1:8000, [::]:8000, "
              "unix:/run/dac/dac.sock"},
     {SERVER(workers), .name = "workers", .type = SETTING_INT, .def = "auto",

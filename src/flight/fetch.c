@@ -407,7 +407,7 @@ bool fetch_retry(struct fetch *f, const struct upstream_end *end)
     struct flights *fl = f->lf->fl;
     uint64_t now = clock_now_ns();
     uint64_t deadline =
-        f->started_ns + fl->config->providers[f->provider].retry_deadline_ns;
+        f->started_ns + config_provider_at(fl->config, f->provider)->retry_deadline_ns;
     uint64_t wait = RETRY_BACKOFF_NS;
 
     if (end->outcome == UPSTREAM_RATE_LIMITED) {

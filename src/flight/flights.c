@@ -169,6 +169,17 @@ static void on_dirty(void *arg, uint32_t flight)
         fetch_check(lf->fetch);
 }
 
+/* `pacers`: a bit for each, by number. */
+static void all_providers_ready(struct flights *fl, uint32_t pacers)
+{
+    for (size_t i = 0; i < fl->config->provider_count; i++) {
+        uint32_t slot = fl->config->providers[i].slot;
+
+        if (pacers & (1u << slot))
+            fetch_provider_ready(fl, slot);
+    }
+}
+
 /* Everything this worker reads or fetches, dirty or not; and reader bits without a
  * client. */
 static void look_at_all(struct flights *fl)
@@ -190,8 +201,7 @@ static void look_at_all(struct flights *fl)
         if (lf->fetch)
             fetch_check(lf->fetch);
     }
-    for (uint32_t i = 0; i < fl->config->provider_count; i++)
-        fetch_provider_ready(fl, i);
+    all_providers_ready(fl, UINT32_MAX);
 }
 
 static void on_wake(evutil_socket_t fd, short what, void *arg)
@@ -204,9 +214,7 @@ static void on_wake(evutil_socket_t fd, short what, void *arg)
     wake_begin(fl->shm);
     wake_take(fl->shm, on_dirty, fl);
     uint32_t pacers = wake_take_pacers(fl->shm);
-    for (uint32_t i = 0; i < fl->config->provider_count; i++)
-        if (pacers & (1u << i))
-            fetch_provider_ready(fl, i);
+    all_providers_ready(fl, pacers);
     kicks = atomic_load(&fl->shm->hdr->kicks);
     if (kicks != fl->kicks_seen) {
         fl->kicks_seen = kicks;
@@ -252,8 +260,7 @@ static void on_provider_timer(evutil_socket_t fd, short what, void *arg)
     struct flights *fl = arg;
     (void)fd;
     (void)what;
-    for (uint32_t i = 0; i < fl->config->provider_count; i++)
-        fetch_provider_ready(fl, i);
+    all_providers_ready(fl, UINT32_MAX);
 }
 
 static enum dac_err init_providers(struct flights *fl)
@@ -262,7 +269,7 @@ static enum dac_err init_providers(struct flights *fl)
 
     for (size_t i = 0; i < fl->config->provider_count; i++) {
         const struct config_provider *p = &fl->config->providers[i];
-        struct provider_queue *q = &fl->providers[i];
+        struct provider_queue *q = &fl->providers[p->slot];
         TAILQ_INIT(&q->waiting);
         q->upstream = (struct upstream_provider){
             .name = p->name,

@@ -155,7 +155,7 @@ static bool take_over(struct local_flight *lf, struct fetch *fetch, struct remai
         flight_give_back(shm, lf->ref);
     } else if (e != DAC_OK) {
         end_failed(lf, NULL);
-    } else if (readable != DAC_OK || provider >= lf->fl->config->provider_count) {
+    } else if (readable != DAC_OK || !config_provider_at(lf->fl->config, provider)) {
         end_failed(lf, &w);
     } else if (left->has_request) {
         DAC_ASSERT(flight_advance(shm, lf->ref, FLIGHT_QUEUED) == DAC_OK);

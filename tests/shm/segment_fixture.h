@@ -180,7 +180,7 @@ static inline bool all_valid(const struct shm *s, char *why, size_t n)
             return false;
         }
     }
-    for (uint32_t i = 0; i < s->hdr->provider_count; i++) {
+    for (uint32_t i = 0; i < atomic_load(&s->hdr->provider_count); i++) {
         if (!pacer_valid(s, i, true, part, sizeof(part))) {
             snprintf(why, n, "pacer %u: %s", i, part);
             return false;

@@ -126,6 +126,30 @@ START_TEST(rest_saves_a_burst_only)
 }
 END_TEST
 
+/* An operator who raises a limit is not to wait for the old one's end. */
+START_TEST(raised_limits_have_effect_at_once)
+{
+    uint64_t wait, now = clock_now_ns();
+    uint32_t permit;
+
+    pacer_set_limits(&shm, 0, 0.001, 1, 0);
+    ck_assert_int_eq(take(now, &permit, &wait), DAC_OK);
+    pacer_give(&shm, 0, permit, lead.ref);
+    ck_assert_int_eq(take(now, &permit, &wait), DAC_E_AGAIN);
+    ck_assert_uint_gt(wait, 900 * NS_PER_S);
+    pacer_set_limits(&shm, 0, 10, 2, 0);
+    now = clock_now_ns();
+    enum dac_err e = take(now, &permit, &wait);
+    ck_assert(e == DAC_OK || wait <= 100 * NS_PER_MS);
+    now += 100 * NS_PER_MS;
+    if (e == DAC_E_AGAIN)
+        ck_assert_int_eq(take(now, &permit, &wait), DAC_OK);
+    pacer_set_limits(&shm, 0, 0.001, 1, 0); /* lowered: what was had stays had */
+    ck_assert_int_eq(take(now, &permit, &wait), DAC_E_AGAIN);
+    ck_assert_uint_le(wait, 1000 * NS_PER_S);
+}
+END_TEST
+
 START_TEST(pause_only_grows)
 {
     uint64_t now = 100 * NS_PER_S;
@@ -294,6 +318,7 @@ int main(void)
     tcase_add_loop_test(t, gcra_is_a_token_bucket, 0, DAC_ARRAY_LEN(rates));
     tcase_add_test(t, no_rate_is_no_limit);
     tcase_add_test(t, rest_saves_a_burst_only);
+    tcase_add_test(t, raised_limits_have_effect_at_once);
     tcase_add_test(t, pause_only_grows);
     tcase_add_loop_test(t, permits_bound_the_calls, 0, 3);
     tcase_add_test(t, only_the_holder_gives_back);

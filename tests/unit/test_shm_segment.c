@@ -549,7 +549,7 @@ START_TEST(names_without_end_are_noticed)
     memset(shm.hdr->name, 'x', sizeof(shm.hdr->name));
     ck_assert_int_eq(segment_attach(shm_name, &outside, why, sizeof(why)), DAC_E_CORRUPT);
     snprintf(shm.hdr->name, sizeof(shm.hdr->name), "%s", shm_name);
-    shm.hdr->provider_count = SHM_PROVIDERS_MAX + 1;
+    atomic_store(&shm.hdr->provider_count, SHM_PROVIDERS_MAX + 1);
     ck_assert_int_eq(segment_attach(shm_name, &outside, why, sizeof(why)), DAC_E_CORRUPT);
     segment_destroy(&shm);
 }
