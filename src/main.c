@@ -12,6 +12,7 @@
 #include "config/config.h"
 #include "process/child.h"
 #include "process/master.h"
+#include "process/reload.h"
 #include "process/title.h"
 
 extern char **environ;
@@ -65,23 +66,6 @@ static int parse_arguments(int argc, char **argv, struct arguments *out)
     return -1;
 }
 
-/* To the log, where a service's administrator looks. */
-static void log_problems(const struct config_problems *p)
-{
-    char place[32] = "";
-
-    for (size_t i = 0; i < p->count; i++) {
-        const struct config_problem *at = &p->items[i];
-
-        if (at->line > 0)
-            snprintf(place, sizeof(place), ":%u", at->line);
-        (at->warning ? log_warn : log_error)(0, "%s%s: %s", at->file,
-                                             at->line > 0 ? place : "", at->text);
-    }
-    if (p->dropped > 0)
-        log_error(0, "and %zu more problems", p->dropped);
-}
-
 static int report_test(const struct config *cfg, const char *path)
 {
     config_print(cfg, stdout);
@@ -115,7 +99,7 @@ int main(int argc, char **argv)
     if (args.test)
         config_problems_print(problems, stderr);
     else
-        log_problems(problems);
+        reload_log_problems(problems);
     config_problems_free(problems);
     free(problems);
     if (e != DAC_OK) {
@@ -125,7 +109,8 @@ int main(int argc, char **argv)
         rc = report_test(cfg, path);
     } else {
         log_set_level((enum log_level)cfg->log_level);
-        rc = master_run(cfg);
+        rc = master_run(path, cfg);
+        cfg = NULL; /* taken over */
     }
     config_free(cfg);
     free((void *)path);

@@ -295,8 +295,8 @@ static void text_report(const struct shm *shm, enum life life, const struct repo
                "looked at  %u slots, %" PRIu32 " providers, %" PRIu32 " buckets, %" PRIu32
                " flights, %" PRIu32 " blocks, %u samples\n",
                h->name, life_names[life], atomic_load(&h->master_pid), SHM_SLOTS,
-               atomic_load(&h->provider_count), h->bucket_count, h->flight_count, h->block_count,
-               SHM_SAMPLES);
+               atomic_load(&h->provider_count), h->bucket_count, h->flight_count,
+               h->block_count, SHM_SAMPLES);
     for (size_t i = 0; i < r->note_count; i++)
         text_finding(&r->notes[i], "note       ", out);
     for (size_t i = 0; i < r->count; i++) {

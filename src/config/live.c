@@ -48,8 +48,8 @@ static bool is_same(const char *a, const char *b)
     return a && b ? strcmp(a, b) == 0 : a == b;
 }
 
-/* What the member of a secret setting points to. */
-static const char *secret_of(const struct setting *s, const void *base)
+/* What the member of a setting of text points to. */
+static const char *text_of(const struct setting *s, const void *base)
 {
     return *(char *const *)(const void *)((const char *)base + s->offset);
 }
@@ -64,7 +64,7 @@ static void compare(struct diff *d, const struct setting *s, const char *section
     buf_printf(&name, "%s%s%s", section, *section ? "." : "", s->name);
     if (!buf_cstr(&a) || !buf_cstr(&b) || !buf_cstr(&name))
         d->nomem = true;
-    else if (s->secret ? !is_same(secret_of(s, from), secret_of(s, to))
+    else if (s->secret ? !is_same(text_of(s, from), text_of(s, to))
                        : strcmp(a.data, b.data) != 0)
         tell(d, name.data, (enum config_reload)s->reload, a.data, b.data);
     buf_free(&a);
@@ -179,18 +179,16 @@ static enum dac_err keep(const struct setting *s, struct config *cfg,
 {
     const char *from = (const char *)old + s->offset;
     char *to = (char *)cfg + s->offset;
-    char *text = NULL;
+    char **text = (char **)(void *)to;
 
     if (!is_text(s)) {
         DAC_ASSERT(member_size(s) > 0); /* no list is fixed */
         memcpy(to, from, member_size(s));
         return DAC_OK;
     }
-    if (secret_of(s, old) && !(text = strdup(secret_of(s, old))))
-        return DAC_E_NOMEM;
     setting_release(s, cfg);
-    memcpy(to, &text, sizeof(text));
-    return DAC_OK;
+    *text = text_of(s, old) ? strdup(text_of(s, old)) : NULL;
+    return text_of(s, old) && !*text ? DAC_E_NOMEM : DAC_OK;
 }
 
 enum dac_err config_keep_fixed(struct config *cfg, const struct config *old)

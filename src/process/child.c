@@ -20,8 +20,10 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "config/live.h"
 #include "process/title.h"
 #include "shm/crash.h"
+#include "shm/live.h"
 #include "shm/slot.h"
 
 static void set_signals(void)
@@ -82,6 +84,17 @@ int child_enter(const struct child_context *ctx)
 bool child_orphaned(const struct child_context *ctx)
 {
     return getppid() != ctx->master_pid;
+}
+
+bool child_live(const struct child_context *ctx, uint64_t *seen)
+{
+    uint64_t words[SHM_LIVE_MAX];
+
+    if (!live_read(ctx->shm, seen, words))
+        return false;
+    config_live_apply(ctx->config, words);
+    log_set_level((enum log_level)ctx->config->log_level);
+    return true;
 }
 
 static void report(const struct child_context *ctx, const struct child_report *r)

@@ -30,7 +30,7 @@ enum {
 /* What a child is told at its birth; all pointers are borrowed for its life. */
 struct child_context {
     struct shm *shm;
-    const struct config *config;
+    struct config *config; /* this process's own copy since the fork: see child_live() */
     struct listeners *listeners;
     const struct privileges *privileges;
     pid_t master_pid;
@@ -53,6 +53,9 @@ struct child_report {
 int child_enter(const struct child_context *ctx) DAC_CHECK;
 /* Whether the master is gone. */
 bool child_orphaned(const struct child_context *ctx);
+/* Takes over what has changed in place since `*seen` (0: since the fork), the log's level
+ * included. Whether anything did; at each beat and kick. */
+bool child_live(const struct child_context *ctx, uint64_t *seen);
 /* Marks the slot READY and tells the master. */
 void child_ready(const struct child_context *ctx);
 /* Logs the reason, tells the master if the service cannot go on, and returns what to exit

@@ -9,6 +9,8 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "config/live.h"
+#include "shm/live.h"
 
 #define DRAIN_EXTRA_NS (5 * NS_PER_S) /* beyond drain_timeout, then SIGKILL */
 #define STORE_EXTRA_NS (5 * NS_PER_S) /* beyond done_timeout, then SIGKILL */
@@ -25,23 +27,30 @@ struct generation *generation_next(struct generations *gens, struct generation *
 }
 
 void generation_memory(const struct config *cfg, const struct privileges *privileges,
-                       struct generation_memory *out)
+                       const struct shm *before, struct generation_memory *out)
 {
+    uint32_t n = before ? atomic_load(&before->hdr->provider_count)
+                        : (uint32_t)cfg->provider_count;
+
+    memset(out->limits, 0, sizeof(out->limits));
     out->options = (struct shm_options){.name = cfg->name,
                                         .size = cfg->shm_size_bytes,
                                         .max_flights = cfg->max_flights,
                                         .flight_max_bytes = cfg->flight_max_bytes,
                                         .providers = out->limits,
-                                        .provider_count = (uint32_t)cfg->provider_count,
+                                        .provider_count = n,
                                         .owner_uid = privileges->uid,
                                         .owner_gid = privileges->gid};
-    for (size_t i = 0; i < cfg->provider_count; i++) {
-        const struct config_provider *p = &cfg->providers[i];
+    for (uint32_t i = 0; i < n; i++) {
+        const struct config_provider *p = config_provider_at(cfg, i);
 
-        out->limits[i] = (struct shm_provider_limits){.name = p->name,
-                                                      .rps = p->rps,
-                                                      .burst = p->burst,
-                                                      .concurrency = p->concurrency};
+        if (p)
+            out->limits[i] = (struct shm_provider_limits){.name = p->name,
+                                                          .rps = p->rps,
+                                                          .burst = p->burst,
+                                                          .concurrency = p->concurrency};
+        else if (before) /* one that a reload took away; it keeps its number */
+            out->limits[i].name = before->hdr->provider_names[i];
     }
 }
 
@@ -54,20 +63,18 @@ static void enter(struct generation *g, enum generation_phase phase, uint64_t no
 enum dac_err generation_start(struct generation *g, const struct generation_parts *parts,
                               uint64_t now_ns)
 {
-    const struct config *cfg = parts->config;
+    uint64_t words[CONFIG_LIVE_MAX];
     enum dac_err e;
 
     memset(&g->sup, 0, sizeof(g->sup));
     g->sup.shm = &g->shm;
-    g->sup.config = cfg;
-    g->sup.listeners = parts->listeners;
     g->sup.privileges = parts->privileges;
     g->sup.in_child = parts->in_child;
     g->sup.in_child_arg = parts->in_child_arg;
-    e = supervise_init(&g->sup, cfg->workers, cfg->watchdog_timeout_ns);
+    e = supervise_init(&g->sup, parts->config, parts->listeners);
     if (e != DAC_OK)
         return e;
-    atomic_store(&g->shm.hdr->worker_count, cfg->workers);
+    live_publish(&g->shm, words, config_live_words(parts->config, words));
     supervise_want(&g->sup, SLOT_RECORDER, true);
     enter(g, GENERATION_RECORDER, now_ns);
     return DAC_OK;
@@ -111,7 +118,7 @@ void generation_abort(struct generation *g, uint64_t now_ns)
 
 static void step_drain(struct generation *g, uint64_t now_ns)
 {
-    uint64_t limit = g->sup.config->drain_timeout_ns + DRAIN_EXTRA_NS;
+    uint64_t limit = g->sup.serving->config->drain_timeout_ns + DRAIN_EXTRA_NS;
 
     if (supervise_alive(&g->sup, SLOT_WORKER) == 0) {
         begin_store(g, now_ns);
@@ -126,8 +133,8 @@ static void step_drain(struct generation *g, uint64_t now_ns)
  * death must not cost what is in shared memory. */
 static void step_store(struct generation *g, uint64_t now_ns)
 {
-    uint64_t limit =
-        g->hurry ? STORE_HURRY_NS : g->sup.config->done_timeout_ns + STORE_EXTRA_NS;
+    uint64_t limit = g->hurry ? STORE_HURRY_NS
+                              : g->sup.serving->config->done_timeout_ns + STORE_EXTRA_NS;
 
     if (supervise_alive(&g->sup, SLOT_RECORDER) > 0) {
         if (now_ns - g->phase_since_ns > limit) {
@@ -159,7 +166,7 @@ void generation_step(struct generation *g, uint64_t now_ns)
         enter(g, GENERATION_WORKERS, now_ns);
         break;
     case GENERATION_WORKERS:
-        if (supervise_ready(&g->sup, SLOT_WORKER) < g->sup.worker_count)
+        if (supervise_ready(&g->sup, SLOT_WORKER) < g->sup.serving->count)
             break;
         g->sup.starting = false;
         enter(g, GENERATION_READY, now_ns);

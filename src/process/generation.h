@@ -49,17 +49,18 @@ struct generations {
 struct generation *generation_next(struct generations *gens, struct generation *g);
 
 /* What a segment of this instance is made of; pointers lead into it and to the borrowed
- * configuration. */
+ * configuration. `before`: the segment that it is to follow, whose providers keep their
+ * numbers; NULL: none. */
 struct generation_memory {
     struct shm_options options;
     struct shm_provider_limits limits[SHM_PROVIDERS_MAX];
 };
 void generation_memory(const struct config *cfg, const struct privileges *privileges,
-                       struct generation_memory *out);
+                       const struct shm *before, struct generation_memory *out);
 
 /* What a generation is made of beside its segment; borrowed for its life. */
 struct generation_parts {
-    const struct config *config;
+    struct config *config;
     struct listeners *listeners;
     const struct privileges *privileges;
     child_hook *in_child; /* see struct supervisor */

@@ -1,6 +1,7 @@
 /*
  * The master's loop: signals, reports, deaths and ticks go to the generations, of which
- * there is one (generation.h), or two while the segment is renewed (renew.h).
+ * there is one (generation.h), or two while the segment is renewed (renew.h). SIGHUP has
+ * the configuration read again (reload.h).
  *
  *   starting  the first generation comes up -> "ready"
  *   serving   children that die are started again
@@ -18,6 +19,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/signalfd.h>
 #include <sys/wait.h>
@@ -28,6 +30,7 @@
 #include "base/log.h"
 #include "process/limits.h"
 #include "process/notify.h"
+#include "process/reload.h"
 #include "process/renew.h"
 #include "process/title.h"
 
@@ -37,12 +40,11 @@
 #define OWN_FILES 160 /* eventfds, sockets and files of a worker beside its clients */
 
 struct master {
-    const struct config *cfg;
-    struct listeners listeners;
     struct privileges privileges;
     struct generations gens;
     struct generation_parts parts;
     struct renewal renewal;
+    struct reload reload;
     int signal_fd;
     uint64_t next_tick_ns;
     bool ready;    /* it was */
@@ -56,6 +58,11 @@ struct master {
     for (struct generation *g = generation_next(&(m)->gens, NULL); g;                    \
          g = generation_next(&(m)->gens, g))
 
+static const struct config *config_of(const struct master *m)
+{
+    return m->reload.now->config;
+}
+
 /* --- stopping -------------------------------------------------------------------------
  */
 
@@ -65,11 +72,12 @@ static void begin_stop(struct master *m, uint64_t now_ns)
 
     notify_send("STOPPING=1");
     m->stopping = true;
+    reload_stop(&m->reload);
     FOR_EACH_GENERATION(g, m)
     workers += supervise_alive(&g->sup, SLOT_WORKER);
     log_info(0, "stopping: %" PRIu32 " workers have %.0f s to end their streams", workers,
-             (double)m->cfg->drain_timeout_ns / (double)NS_PER_S);
-    listeners_remove(&m->listeners);
+             (double)config_of(m)->drain_timeout_ns / (double)NS_PER_S);
+    listeners_remove(&m->reload.now->listeners);
     FOR_EACH_GENERATION(g, m)
     generation_drain(g, true, now_ns);
 }
@@ -121,8 +129,8 @@ static void on_signal(struct master *m, uint32_t signo, uint64_t now_ns)
         stop_now(m, now_ns);
         break;
     case SIGHUP:
-        log_warn(0, "received SIGHUP: nothing was read again; restart the service for "
-                    "changes of the configuration to take effect");
+        log_info(0, "received SIGHUP");
+        reload_ask(&m->reload);
         break;
     default:
         break; /* SIGCHLD: only wakes the loop */
@@ -177,14 +185,15 @@ static void reap(struct master *m, uint64_t now_ns)
 
 static void become_ready(struct master *m)
 {
+    const struct listeners *l = &m->reload.now->listeners;
     char text[512] = "";
     size_t len = 0;
 
-    for (size_t i = 0; i < m->listeners.count && len < sizeof(text); i++)
+    for (size_t i = 0; i < l->count && len < sizeof(text); i++)
         len += (size_t)snprintf(text + len, sizeof(text) - len, "%s%s", i > 0 ? ", " : "",
-                                m->listeners.items[i].text);
-    log_info(0, "ready: %" PRIu32 " worker%s, listening on %s", m->cfg->workers,
-             m->cfg->workers == 1 ? "" : "s", text);
+                                l->items[i].text);
+    log_info(0, "ready: %" PRIu32 " worker%s, listening on %s", config_of(m)->workers,
+             config_of(m)->workers == 1 ? "" : "s", text);
     notify_send("READY=1");
     m->ready = true;
 }
@@ -204,7 +213,10 @@ static void step(struct master *m, uint64_t now_ns)
         return;
     if (!m->ready && serving->phase == GENERATION_READY)
         become_ready(m);
-    renew_step(&m->renewal, now_ns);
+    if (!reload_comes(&m->reload))
+        renew_step(&m->renewal, now_ns);
+    if (m->ready)
+        reload_step(&m->reload, m->renewal.phase == RENEWAL_IDLE, now_ns);
 }
 
 static void tick(struct master *m, uint64_t now_ns)
@@ -267,7 +279,7 @@ static void log_sizes(const struct master *m, const struct shm_options *opt)
              "instance %s: %.1f MiB of shared memory, %" PRIu32
              " flights of at least %" PRIu64 " bytes each, %" PRIu32 " blocks of %" PRIu32
              " bytes",
-             m->cfg->name, (double)shm->size / 1048576.0, shm->hdr->flight_count,
+             config_of(m)->name, (double)shm->size / 1048576.0, shm->hdr->flight_count,
              plan.bytes_per_flight, shm->hdr->block_count, shm->hdr->block_size);
 }
 
@@ -275,7 +287,7 @@ static void log_sizes(const struct master *m, const struct shm_options *opt)
  * master was killed holds it until it runs, which on a busy machine takes a while. */
 static bool may_be_let_go(const struct master *m, uint64_t waited_ns)
 {
-    pid_t holder = (pid_t)segment_holder(m->cfg->name);
+    pid_t holder = (pid_t)segment_holder(config_of(m)->name);
 
     if (waited_ns < DYING_NS)
         return true;
@@ -292,12 +304,12 @@ static enum dac_err make_segment(struct master *m, bool *replaced)
     uint64_t began = clock_now_ns();
     enum dac_err e;
 
-    generation_memory(m->cfg, &m->privileges, &memory);
+    generation_memory(config_of(m), &m->privileges, NULL, &memory);
     while ((e = segment_create(&memory.options, &m->gens.serving->shm, replaced, why,
                                sizeof(why))) == DAC_E_EXISTS &&
            may_be_let_go(m, clock_now_ns() - began))
         nanosleep(&step, NULL);
-    in_use = e == DAC_E_EXISTS ? listeners_in_use(m->cfg) : NULL;
+    in_use = e == DAC_E_EXISTS ? listeners_in_use(config_of(m)) : NULL;
     if (in_use)
         log_error(0, "address %s is already in use: %s", in_use, why);
     else if (e != DAC_OK)
@@ -306,17 +318,22 @@ static enum dac_err make_segment(struct master *m, bool *replaced)
         return e;
     if (*replaced)
         log_warn(0, "instance %s was killed before: its shared memory is replaced",
-                 m->cfg->name);
+                 config_of(m)->name);
     log_sizes(m, &memory.options);
     return DAC_OK;
 }
 
-/* In a child: what belongs to the other generation and to the master. */
-static void forget_others(void *arg, const struct supervisor *s)
+/* In a child: what belongs to the other generation, to another set and to the master. */
+static void forget_others(void *arg, const struct supervisor *s,
+                          const struct listeners *own)
 {
     struct master *m = arg;
+    struct running *all[] = {m->reload.now, m->reload.coming, m->reload.leaving};
 
     close(m->signal_fd);
+    for (size_t i = 0; i < DAC_ARRAY_LEN(all); i++)
+        if (all[i] && &all[i]->listeners != own)
+            listeners_drop(&all[i]->listeners, own, false);
     FOR_EACH_GENERATION(g, m)
     {
         if (&g->sup == s)
@@ -329,64 +346,83 @@ static void forget_others(void *arg, const struct supervisor *s)
 /* Sockets and children. The segment exists. */
 static enum dac_err start(struct master *m, bool replaced)
 {
+    struct running *now = m->reload.now;
     char why[512] = "";
     enum dac_err e;
 
-    e = listeners_open(m->cfg, replaced ? REBIND_NS : 0, &m->listeners, why, sizeof(why));
+    e = listeners_open(now->config, replaced ? REBIND_NS : 0, &now->listeners, why,
+                       sizeof(why));
     if (e != DAC_OK) {
         log_error(0, "%s", why);
         return e;
     }
-    m->parts = (struct generation_parts){.config = m->cfg,
-                                         .listeners = &m->listeners,
+    m->parts = (struct generation_parts){.config = now->config,
+                                         .listeners = &now->listeners,
                                          .privileges = &m->privileges,
                                          .in_child = forget_others,
                                          .in_child_arg = m};
-    m->renewal.gens = &m->gens;
-    m->renewal.parts = &m->parts;
+    m->renewal.gens = m->reload.gens = &m->gens;
+    m->renewal.parts = m->reload.parts = &m->parts;
     e = generation_start(m->gens.serving, &m->parts, clock_now_ns());
     if (e != DAC_OK) {
         log_error(errno, "could not make a pipe for the children's reports");
-        listeners_remove(&m->listeners);
+        listeners_remove(&now->listeners);
     }
     return e;
 }
 
-int master_run(const struct config *cfg)
+/* From a configuration to the end of the service. */
+static int run(struct master *m)
 {
-    struct master m = {.cfg = cfg, .signal_fd = -1};
+    const struct config *cfg = config_of(m);
     char why[256] = "";
     bool replaced = false;
     int rc = EXIT_START;
 
-    log_set_identity("master");
-    title_set("master");
     if (cfg->provider_count == 0)
         log_warn(0,
                  "no [provider NAME] is configured: every question will be answered 503");
     limits_raise_files(cfg->max_connections, OWN_FILES);
-    if (block_signals(&m) != DAC_OK) {
+    if (block_signals(m) != DAC_OK) {
         log_error(errno, "could not set signals up");
-        goto out;
+        return rc;
     }
-    if (privileges_find(cfg->user, &m.privileges, why, sizeof(why)) != DAC_OK) {
+    if (privileges_find(cfg->user, &m->privileges, why, sizeof(why)) != DAC_OK) {
         log_error(0, "%s", why);
-        goto out;
+        return rc;
     }
-    m.gens.serving = &m.gens.all[0];
-    if (make_segment(&m, &replaced) != DAC_OK)
-        goto out;
-    if (start(&m, replaced) == DAC_OK) {
-        loop(&m);
+    m->gens.serving = &m->gens.all[0];
+    if (make_segment(m, &replaced) != DAC_OK)
+        return rc;
+    if (start(m, replaced) == DAC_OK) {
+        loop(m);
         log_info(0, "stopped");
-        rc = m.exit_code;
+        rc = m->exit_code;
     }
-    for (size_t i = 0; i < DAC_ARRAY_LEN(m.gens.all); i++) {
-        if (m.gens.all[i].shm.hdr)
-            generation_free(&m.gens.all[i]);
+    for (size_t i = 0; i < DAC_ARRAY_LEN(m->gens.all); i++) {
+        if (m->gens.all[i].shm.hdr)
+            generation_free(&m->gens.all[i]);
     }
-out:
+    return rc;
+}
+
+int master_run(const char *path, struct config *cfg)
+{
+    struct master m = {.signal_fd = -1, .reload.path = path};
+    int rc = EXIT_START;
+
+    log_set_identity("master");
+    title_set("master");
+    m.reload.now = calloc(1, sizeof(*m.reload.now));
+    if (m.reload.now) {
+        m.reload.now->config = cfg;
+        rc = run(&m);
+    } else {
+        log_error(0, "out of memory");
+        config_free(cfg);
+    }
     if (m.signal_fd >= 0)
         close(m.signal_fd);
+    reload_free(&m.reload);
     return rc;
 }

@@ -10,7 +10,9 @@
 
 /* Runs the service in the foreground until it is stopped; returns the program's exit
  * code: 0 stopped as asked, 1 it could not start, 2 a child said that it cannot go on.
- * `cfg` is borrowed. */
-int master_run(const struct config *cfg) DAC_CHECK;
+ * `path` is where `cfg` was read from and is read from again, borrowed; `cfg` is taken
+ * over.
+ */
+int master_run(const char *path, struct config *cfg) DAC_CHECK;
 
 #endif

@@ -229,6 +229,7 @@ static void on_beat(evutil_socket_t fd, short what, void *arg)
 
     (void)fd, (void)what;
     slot_beat(r->shm, now);
+    (void)child_live(r->ctx, &r->live_seen);
     recorder_note_store(r);
     look_at_all(r);
     recorder_recycle(r, now);

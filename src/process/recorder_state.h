@@ -58,6 +58,7 @@ struct recorder {
     struct recorder_batch *batch;         /* owned, the one that is being written */
     struct key_rows *keys;                /* owned, those of the batch */
 
+    uint64_t live_seen;    /* see child_live() */
     uint32_t kicks;        /* as last seen in the header */
     bool failing;          /* the last batch was lost; said so in the log */
     uint64_t backoff_ns;   /* before the next try */

@@ -56,7 +56,8 @@ static enum dac_err make_segment(const struct renewal *r, struct shm *out, char 
     char still[512] = "";
     enum dac_err e;
 
-    generation_memory(r->parts->config, r->parts->privileges, &memory);
+    generation_memory(r->parts->config, r->parts->privileges, &r->gens->serving->shm,
+                      &memory);
     e = segment_create_next(&memory.options, out, why, n);
     if (e != DAC_E_FULL)
         return e;

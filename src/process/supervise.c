@@ -30,8 +30,30 @@
 #define FORK_RETRY_NS    NS_PER_S
 #define RECOUNT_TICKS    4
 
-enum dac_err supervise_init(struct supervisor *s, uint32_t workers,
-                            uint64_t watchdog_timeout_ns)
+static void fill_set(struct worker_set *set, enum set_role role, struct config *cfg,
+                     struct listeners *listeners)
+{
+    memset(set, 0, sizeof(*set));
+    set->role = role;
+    set->config = cfg;
+    set->listeners = listeners;
+    set->count = cfg->workers;
+    for (uint32_t i = 0; i < set->count; i++)
+        set->workers[i] = (struct child){
+            .kind = SLOT_WORKER, .set = set, .ordinal = i, .slot = SHM_NO_SLOT};
+}
+
+void supervise_configure(struct supervisor *s)
+{
+    const struct config *cfg = s->serving->config;
+
+    s->silence_max = (uint32_t)((cfg->watchdog_timeout_ns + BEAT_NS - 1) / BEAT_NS);
+    atomic_store(&s->shm->hdr->reconnect_grace_ns, cfg->reconnect_grace_ns);
+    atomic_store(&s->shm->hdr->worker_count, s->serving->count);
+}
+
+enum dac_err supervise_init(struct supervisor *s, struct config *cfg,
+                            struct listeners *listeners)
 {
     int fds[2];
 
@@ -39,14 +61,11 @@ enum dac_err supervise_init(struct supervisor *s, uint32_t workers,
         return DAC_E_SYS;
     s->report_read = fds[0];
     s->report_write = fds[1];
-    s->worker_count = workers;
     s->starting = true;
-    s->silence_max = (uint32_t)((watchdog_timeout_ns + BEAT_NS - 1) / BEAT_NS);
     s->recorder = (struct child){.kind = SLOT_RECORDER, .slot = SHM_NO_SLOT};
-    for (uint32_t i = 0; i < workers; i++)
-        s->workers[i] =
-            (struct child){.kind = SLOT_WORKER, .ordinal = i, .slot = SHM_NO_SLOT};
-    atomic_store(&s->shm->hdr->reconnect_grace_ns, s->config->reconnect_grace_ns);
+    s->serving = &s->sets[0];
+    fill_set(s->serving, SET_SERVES, cfg, listeners);
+    supervise_configure(s);
     return DAC_OK;
 }
 
@@ -56,19 +75,32 @@ void supervise_free(struct supervisor *s)
     close(s->report_write);
 }
 
-/* All children: number 0 is the recorder, then the workers. NULL behind the last one. */
-static struct child *child_at(struct supervisor *s, uint32_t n)
+struct child *supervise_child(struct supervisor *s, uint32_t n)
 {
     if (n == 0)
         return &s->recorder;
-    return n <= s->worker_count ? &s->workers[n - 1] : NULL;
+    n--;
+    for (size_t i = 0; i < DAC_ARRAY_LEN(s->sets); i++) {
+        if (n < s->sets[i].count)
+            return &s->sets[i].workers[n];
+        n -= s->sets[i].count;
+    }
+    return NULL;
+}
+
+static bool is_coming(const struct child *c)
+{
+    return c->set && c->set->role == SET_COMES;
 }
 
 static const char *child_name(const struct child *c, char buf[32])
 {
+    static const char *const roles[] = {
+        [SET_NONE] = "", [SET_COMES] = "new ", [SET_SERVES] = "", [SET_LEAVES] = "old "};
+
     if (c->kind == SLOT_RECORDER)
         return "recorder";
-    snprintf(buf, 32, "worker %" PRIu32, c->ordinal);
+    snprintf(buf, 32, "%sworker %" PRIu32, roles[c->set->role], c->ordinal);
     return buf;
 }
 
@@ -77,20 +109,21 @@ static const char *child_name(const struct child *c, char buf[32])
 
 _Noreturn static void run_child(struct supervisor *s, const struct child *c, pid_t master)
 {
+    struct worker_set *set = c->set ? c->set : s->serving;
     struct child_context ctx = {.shm = s->shm,
-                                .config = s->config,
-                                .listeners = s->listeners,
+                                .config = set->config,
+                                .listeners = set->listeners,
                                 .privileges = s->privileges,
                                 .master_pid = master,
                                 .report_fd = s->report_write,
                                 .kind = c->kind,
                                 .slot = c->slot,
                                 .ordinal = c->ordinal,
-                                .starting = s->starting};
+                                .starting = s->starting || is_coming(c)};
     int rc;
 
     if (s->in_child)
-        s->in_child(s->in_child_arg, s);
+        s->in_child(s->in_child_arg, s, set->listeners);
     rc = child_enter(&ctx);
     close(s->report_read);
     if (rc == EXIT_OK)
@@ -98,15 +131,29 @@ _Noreturn static void run_child(struct supervisor *s, const struct child *c, pid
     exit(rc);
 }
 
+/* One that does not come up is not tried again: the set as a whole does not. */
+static void fail_set(struct child *c, const char *why)
+{
+    char name[32];
+
+    c->wanted = false;
+    if (!c->set->failed[0])
+        snprintf(c->set->failed, sizeof(c->set->failed), "%s: %s", child_name(c, name),
+                 why);
+}
+
 static void start_child(struct supervisor *s, struct child *c, uint64_t now_ns)
 {
     char name[32];
     pid_t master = getpid();
-    enum dac_err e = slot_take(s->shm, c->kind, c->ordinal, &c->slot);
+    enum dac_err e = is_coming(c) ? slot_take_beside(s->shm, c->ordinal, &c->slot)
+                                  : slot_take(s->shm, c->kind, c->ordinal, &c->slot);
 
     if (e != DAC_OK) {
         log_error(0, "could not start %s: slots: %s", child_name(c, name),
                   dac_err_text(e));
+        if (is_coming(c))
+            fail_set(c, "there is no slot for it");
         c->start_at_ns = now_ns + FORK_RETRY_NS;
         return;
     }
@@ -122,6 +169,8 @@ static void start_child(struct supervisor *s, struct child *c, uint64_t now_ns)
         c->pid = 0;
         slot_sweep(s->shm, c->slot);
         c->start_at_ns = now_ns + FORK_RETRY_NS;
+        if (is_coming(c))
+            fail_set(c, "it could not be started");
         if (s->starting && supervise_plan_restart(c, now_ns) > now_ns && !s->fatal[0])
             snprintf(s->fatal, sizeof(s->fatal), "%s could not be started",
                      child_name(c, name));
@@ -134,8 +183,8 @@ void supervise_want(struct supervisor *s, enum slot_kind kind, bool wanted)
 {
     struct child *c;
 
-    for (uint32_t i = 0; (c = child_at(s, i)); i++) {
-        if (c->kind == kind)
+    for (uint32_t i = 0; (c = supervise_child(s, i)); i++) {
+        if (c->kind == kind && (!wanted || !c->set || c->set == s->serving))
             c->wanted = wanted;
     }
 }
@@ -144,7 +193,7 @@ void supervise_start(struct supervisor *s, uint64_t now_ns)
 {
     struct child *c;
 
-    for (uint32_t i = 0; (c = child_at(s, i)); i++) {
+    for (uint32_t i = 0; (c = supervise_child(s, i)); i++) {
         if (c->wanted && c->pid == 0 && c->start_at_ns <= now_ns)
             start_child(s, c, now_ns);
     }
@@ -155,7 +204,7 @@ uint64_t supervise_next_start(const struct supervisor *s)
     uint64_t next = UINT64_MAX;
     const struct child *c;
 
-    for (uint32_t i = 0; (c = child_at((struct supervisor *)s, i)); i++) {
+    for (uint32_t i = 0; (c = supervise_child((struct supervisor *)s, i)); i++) {
         if (c->wanted && c->pid == 0 && c->start_at_ns < next)
             next = c->start_at_ns;
     }
@@ -169,7 +218,7 @@ static struct child *child_of_pid(struct supervisor *s, pid_t pid)
 {
     struct child *c;
 
-    for (uint32_t i = 0; (c = child_at(s, i)); i++) {
+    for (uint32_t i = 0; (c = supervise_child(s, i)); i++) {
         if (c->pid == pid)
             return c;
     }
@@ -189,6 +238,8 @@ void supervise_read_reports(struct supervisor *s)
             continue;
         if (!r.fatal)
             c->ready = true;
+        else if (is_coming(c))
+            fail_set(c, r.text);
         else if (!s->fatal[0])
             snprintf(s->fatal, sizeof(s->fatal), "%s: %s", child_name(c, name), r.text);
     }
@@ -262,7 +313,9 @@ static void bury(struct supervisor *s, struct child *c, int status, uint64_t now
     bool fatal = WIFEXITED(status) && WEXITSTATUS(status) == EXIT_FATAL;
     char name[32];
 
-    if (fatal && !s->fatal[0])
+    if (is_coming(c))
+        fail_set(c, "it ended while it started");
+    else if (fatal && !s->fatal[0])
         snprintf(s->fatal, sizeof(s->fatal), "%s gave up", child_name(c, name));
     swept = slot_sweep(s->shm, c->slot);
     wake_kick(s->shm);
@@ -308,7 +361,7 @@ void supervise_signal(const struct supervisor *s, enum slot_kind kind, int sig)
 {
     const struct child *c;
 
-    for (uint32_t i = 0; (c = child_at((struct supervisor *)s, i)); i++) {
+    for (uint32_t i = 0; (c = supervise_child((struct supervisor *)s, i)); i++) {
         if (c->kind == kind && c->pid != 0)
             kill(c->pid, sig);
     }
@@ -319,7 +372,7 @@ uint32_t supervise_alive(const struct supervisor *s, enum slot_kind kind)
     uint32_t n = 0;
     const struct child *c;
 
-    for (uint32_t i = 0; (c = child_at((struct supervisor *)s, i)); i++)
+    for (uint32_t i = 0; (c = supervise_child((struct supervisor *)s, i)); i++)
         n += c->kind == kind && c->pid != 0;
     return n;
 }
@@ -329,7 +382,75 @@ uint32_t supervise_ready(const struct supervisor *s, enum slot_kind kind)
     uint32_t n = 0;
     const struct child *c;
 
-    for (uint32_t i = 0; (c = child_at((struct supervisor *)s, i)); i++)
-        n += c->kind == kind && c->pid != 0 && c->ready;
+    for (uint32_t i = 0; (c = supervise_child((struct supervisor *)s, i)); i++)
+        n += c->kind == kind && (!c->set || c->set == s->serving) && c->pid != 0 &&
+             c->ready;
     return n;
+}
+
+/* --- sets -----------------------------------------------------------------------------
+ */
+
+void supervise_bring(struct supervisor *s, struct config *cfg,
+                     struct listeners *listeners)
+{
+    DAC_ASSERT(!s->other);
+    s->other = s->serving == &s->sets[0] ? &s->sets[1] : &s->sets[0];
+    fill_set(s->other, SET_COMES, cfg, listeners);
+    for (uint32_t i = 0; i < s->other->count; i++)
+        s->other->workers[i].wanted = true;
+}
+
+bool supervise_brought(const struct supervisor *s)
+{
+    for (uint32_t i = 0; i < s->other->count; i++)
+        if (s->other->workers[i].pid == 0 || !s->other->workers[i].ready)
+            return false;
+    return true;
+}
+
+static void signal_set(const struct worker_set *set, int sig)
+{
+    for (uint32_t i = 0; i < set->count; i++)
+        if (set->workers[i].pid != 0)
+            kill(set->workers[i].pid, sig);
+}
+
+static void let_go(struct worker_set *set, int sig)
+{
+    set->role = SET_LEAVES;
+    for (uint32_t i = 0; i < set->count; i++)
+        set->workers[i].wanted = false;
+    signal_set(set, sig);
+}
+
+void supervise_switch(struct supervisor *s)
+{
+    struct worker_set *old = s->serving, *next = s->other;
+
+    for (uint32_t i = 0; i < SHM_WORKERS_MAX; i++)
+        slot_serve(s->shm, i, i < next->count ? next->workers[i].slot : SHM_NO_SLOT);
+    next->role = SET_SERVES;
+    s->serving = next;
+    s->other = old;
+    supervise_configure(s);
+    wake_kick(s->shm);
+    let_go(old, SIGTERM);
+}
+
+void supervise_dismiss(struct supervisor *s)
+{
+    let_go(s->other, SIGKILL);
+}
+
+bool supervise_alone(struct supervisor *s)
+{
+    if (!s->other)
+        return true;
+    for (uint32_t i = 0; i < s->other->count; i++)
+        if (s->other->workers[i].pid != 0)
+            return false;
+    memset(s->other, 0, sizeof(*s->other));
+    s->other = NULL;
+    return true;
 }

@@ -52,8 +52,7 @@ void watchdog_tick(struct supervisor *s)
     struct child *victim = NULL;
     struct child *c;
 
-    for (uint32_t i = 0; i <= s->worker_count; i++) {
-        c = i == 0 ? &s->recorder : &s->workers[i - 1];
+    for (uint32_t i = 0; (c = supervise_child(s, i)); i++) {
         if (c->pid == 0 || !is_silent(s, c))
             continue;
         if (!victim || (at_a_lock(s, c) && !at_a_lock(s, victim)))
@@ -67,7 +66,6 @@ void watchdog_tick(struct supervisor *s)
         at_a_lock(s, victim) ? " and is at a bucket's lock" : "");
     kill(victim->pid, SIGKILL);
     victim->silenced = true;
-    s->recorder.silent_ticks = 0;
-    for (uint32_t i = 0; i < s->worker_count; i++)
-        s->workers[i].silent_ticks = 0;
+    for (uint32_t i = 0; (c = supervise_child(s, i)); i++)
+        c->silent_ticks = 0;
 }

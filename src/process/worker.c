@@ -9,7 +9,8 @@
  * ready or has not beaten for a second, so a stopped or restarting worker strands no new
  * client. On a segment that another generation is to hand over yet (`hold`) it accepts
  * nobody. When draining, sockets are closed first; streams end by themselves within
- * drain_timeout, then they are cut.
+ * drain_timeout, then they are cut. One whose ordinal is another worker's after a reload
+ * drains as well, without an end: others serve on, and nobody waits for it.
  */
 #include "process/worker.h"
 
@@ -48,7 +49,10 @@ struct worker {
     struct event *drain; /* repeated while draining */
     struct child_stop stop;
     uint32_t kicks;         /* as last seen in the header */
+    uint64_t live_seen;     /* see child_live() */
+    bool served;            /* its ordinal was its own once */
     uint64_t draining_ns;   /* since when, 0: not draining */
+    uint64_t ending_ns;     /* since when drain_timeout counts, 0: it does not */
     bool idle_closed;       /* connections without a request are closed */
     bool cut;               /* the drain's time is over */
     bool over;              /* nothing is left to do */
@@ -72,8 +76,9 @@ static void choose_sockets(struct worker *w, uint64_t now_ns)
     const struct listeners *l = w->ctx->listeners;
     uint32_t ordinals;
 
-    if (w->draining_ns != 0 || atomic_load(&w->shm->hdr->hold))
+    if (w->draining_ns != 0 || atomic_load(&w->shm->hdr->hold) || !slot_serves(w->shm))
         return;
+    w->served = true;
     for (size_t i = 0; i < l->count; i++) {
         ordinals = l->items[i].shared ? 1 : l->ordinals;
         for (uint32_t o = 0; o < ordinals; o++) {
@@ -102,6 +107,16 @@ static bool may_accept(void *arg)
                 atomic_load_explicit(&w->shm->slots[i].connections, memory_order_relaxed);
     }
     return sum < w->ctx->config->max_connections;
+}
+
+static void fill_limits(const struct config *cfg, struct http_limits *out)
+{
+    *out = (struct http_limits){.header_max = cfg->header_max_bytes,
+                                .body_max = cfg->body_max_bytes,
+                                .header_timeout_ns = cfg->header_timeout_ns,
+                                .body_timeout_ns = cfg->body_timeout_ns,
+                                .keepalive_timeout_ns = cfg->keepalive_timeout_ns,
+                                .client_stall_timeout_ns = cfg->client_stall_timeout_ns};
 }
 
 /* --- the beat -------------------------------------------------------------------------
@@ -133,6 +148,16 @@ static void close_idle(struct worker *w, uint64_t now_ns)
     http_server_drain(w->server);
 }
 
+/* Whether the drain has to end: the service stops, or the segment is to be left. After a
+ * reload streams may take what time they need. */
+static bool must_end(const struct worker *w)
+{
+    const struct shm_header *h = w->shm->hdr;
+
+    return child_orphaned(w->ctx) || atomic_load(&h->draining) ||
+           atomic_load(&h->superseded) || slot_serves(w->shm);
+}
+
 static void begin_drain(struct worker *w)
 {
     const struct timeval check = {.tv_usec = (suseconds_t)(DRAIN_CHECK_NS / NS_PER_US)};
@@ -161,25 +186,41 @@ static void on_drain(evutil_socket_t fd, short what, void *arg)
 {
     struct worker *w = arg;
     uint64_t now = clock_now_ns();
-    uint64_t since = now - w->draining_ns;
     uint64_t limit = w->ctx->config->drain_timeout_ns;
+    uint64_t since;
     size_t connections;
 
     (void)fd, (void)what;
+    if (w->ending_ns == 0 && must_end(w))
+        w->ending_ns = now;
+    since = w->ending_ns != 0 ? now - w->ending_ns : 0;
     close_idle(w, now);
     connections = http_server_connections(w->server);
     if (flights_active(w->flights) == 0 && connections == 0) {
         w->over = true;
-    } else if (since >= limit && !w->cut) {
+    } else if (w->ending_ns != 0 && since >= limit && !w->cut) {
         w->cut = true;
         log_warn(0, "drain_timeout is over: ending what still runs (%zu connections)",
                  connections);
         flights_cut(w->flights);
-    } else if (since >= limit + CUT_WAIT_NS) {
+    } else if (w->ending_ns != 0 && since >= limit + CUT_WAIT_NS) {
         w->over = true;
     }
     if (w->over)
         event_base_loopbreak(w->base);
+}
+
+/* What changes in place, and a new set of workers. */
+static void look_at_changes(struct worker *w)
+{
+    struct http_limits limits;
+
+    if (child_live(w->ctx, &w->live_seen)) {
+        fill_limits(w->ctx->config, &limits);
+        http_server_set_limits(w->server, &limits);
+    }
+    if (w->served && !slot_serves(w->shm))
+        begin_drain(w);
 }
 
 static void on_beat(evutil_socket_t fd, short what, void *arg)
@@ -193,6 +234,7 @@ static void on_beat(evutil_socket_t fd, short what, void *arg)
     flights_tick(w->flights, now);
     upstream_tick(w->upstream, now);
     http_server_tick(w->server);
+    look_at_changes(w);
     choose_sockets(w, now);
     /* The signal says so as well; this is for one that was lost between fork and its
      * set-up. */
@@ -212,6 +254,7 @@ static void on_kick(evutil_socket_t fd, short what, void *arg)
     if (kicks == w->kicks)
         return;
     w->kicks = kicks;
+    look_at_changes(w);
     choose_sockets(w, clock_now_ns());
 }
 
@@ -225,20 +268,13 @@ static void on_stop(void *arg)
 
 static enum dac_err make_server(struct worker *w)
 {
-    const struct config *cfg = w->ctx->config;
-    const struct http_server_options opt = {
-        .limits = {.header_max = cfg->header_max_bytes,
-                   .body_max = cfg->body_max_bytes,
-                   .header_timeout_ns = cfg->header_timeout_ns,
-                   .body_timeout_ns = cfg->body_timeout_ns,
-                   .keepalive_timeout_ns = cfg->keepalive_timeout_ns,
-                   .client_stall_timeout_ns = cfg->client_stall_timeout_ns},
-        .routes = api_routes,
-        .route_count = api_route_count,
-        .ctx = &w->api,
-        .may_accept = may_accept,
-        .server_name = "dac"};
+    struct http_server_options opt = {.routes = api_routes,
+                                      .route_count = api_route_count,
+                                      .ctx = &w->api,
+                                      .may_accept = may_accept,
+                                      .server_name = "dac"};
 
+    fill_limits(w->ctx->config, &opt.limits);
     return http_server_new(w->base, &opt, &w->server);
 }
 

@@ -162,6 +162,19 @@ class Dacd:
     def pid(self):
         return self.process.pid
 
+    def reload(self, wait=True, timeout=20):
+        """Writes the configuration anew from `sections` and sends SIGHUP; returns what the log says
+        from then on, as soon as the reload has come to something."""
+        write_ini(self.conf, self.sections)
+        before = len(self.log)
+        self.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + timeout
+        while wait and not re.search(r"\breloaded\b|reload refused", self.log[before:]):
+            assert self.process.poll() is None, f"dacd exited {self.process.returncode}"
+            assert time.monotonic() < deadline, f"no end of the reload in {timeout} s"
+            time.sleep(0.005)
+        return self.log[before:]
+
     def wait_ready(self, timeout=20):
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
