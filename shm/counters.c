@@ -1,6 +1,6 @@
 /*
- * Counters: one array per slot with one writer each, summed by readers; the master's base
- * holds those of slots that were reaped. Relaxed everywhere: they order nothing.
+ * Counters: one array per slot with one writer each, and the master's base, summed by
+ * readers. Relaxed everywhere: they order nothing.
  */
 #include "shm/segment.h"
 

@@ -126,6 +126,10 @@ static void flight_reset(struct shm_flight *f)
     atomic_store_explicit(&f->fetch_ns, 0, memory_order_relaxed);
     atomic_store_explicit(&f->first_token_ns, 0, memory_order_relaxed);
     atomic_store_explicit(&f->ended_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&f->question, 0, memory_order_relaxed);
+    atomic_store_explicit(&f->own_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&f->called_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&f->answered_ns, 0, memory_order_relaxed);
     atomic_store_explicit(&f->ticket, 0, memory_order_relaxed);
     atomic_store_explicit(&f->followers, 0, memory_order_relaxed);
     atomic_store_explicit(&f->hits, 0, memory_order_relaxed);

@@ -333,7 +333,7 @@ enum dac_err index_put_sample(struct shm *shm, struct flight_ref ref,
         fresh.followers =
             (uint32_t)atomic_load_explicit(&f->followers, memory_order_relaxed);
         fresh.hits = (uint32_t)atomic_load_explicit(&f->hits, memory_order_relaxed);
-        atomic_store_explicit(&f->sample, sample_add(shm, &fresh), memory_order_release);
+        sample_add(shm, &fresh, &f->sample);
     }
     let_go(shm, &g);
     return DAC_OK;

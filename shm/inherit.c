@@ -9,6 +9,7 @@
 
 #include "shm/pacer.h"
 #include "shm/sample.h"
+#include "shm/timing.h"
 
 void inherit_identity(struct shm *next, const struct shm *old)
 {
@@ -27,6 +28,26 @@ static uint64_t grown(uint64_t sum, uint64_t *taken)
     return more;
 }
 
+static void add(shm_u64 *to, uint64_t by)
+{
+    atomic_fetch_add_explicit(to, by, memory_order_relaxed);
+}
+
+static void inherit_timings(struct shm *next, const struct shm *old, uint32_t provider,
+                            struct timings *taken)
+{
+    struct shm_timings *base = &next->timings[SHM_PROVIDERS_MAX + provider];
+
+    for (int k = 0; k < TIMING_COUNT; k++) {
+        struct timing now = timing_sum(old, provider, (enum shm_timing_kind)k);
+        struct timing *had = &taken->of[k];
+
+        for (size_t i = 0; i < SHM_TIMING_BUCKETS; i++)
+            add(&base->of[k].buckets[i], grown(now.buckets[i], &had->buckets[i]));
+        add(&base->of[k].sum_us, grown(now.sum_us, &had->sum_us));
+    }
+}
+
 void inherit_counters(struct shm *next, const struct shm *old, struct inheritance *done)
 {
     for (size_t i = 0; i < SHM_C_COUNT; i++)
@@ -37,6 +58,8 @@ void inherit_counters(struct shm *next, const struct shm *old, struct inheritanc
             atomic_fetch_add(&next->hdr->restarts[kind][i],
                              grown(atomic_load(&old->hdr->restarts[kind][i]),
                                    &done->restarts[kind][i]));
+    for (uint32_t p = 0; p < SHM_PROVIDERS_MAX; p++)
+        inherit_timings(next, old, p, &done->timings[p]);
 }
 
 void inherit_samples(struct shm *next, const struct shm *old)
@@ -47,7 +70,7 @@ void inherit_samples(struct shm *next, const struct shm *old)
 
     for (uint64_t number = first; number < end; number++) {
         if (sample_read_one(old, number, &s))
-            sample_add(next, &s);
+            sample_take_over(next, &s);
     }
 }
 

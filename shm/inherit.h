@@ -1,19 +1,20 @@
 /*
  * What a fresh segment takes over from the one that it replaces, so that the instance's
  * figures go on and its provider hears no more than it allows while processes use both:
- * counters, restarts, samples, and what is left of the pacers' limits.
+ * counters, histograms, restarts, samples, and what is left of the pacers' limits.
  *
  * Flights are not: they end where they began. Master only.
  */
 #ifndef DAC_SHM_INHERIT_H
 #define DAC_SHM_INHERIT_H
 
-#include "shm/segment.h"
+#include "shm/timing.h"
 
 /* What of the old segment is in the new one already; all zero at the beginning. */
 struct inheritance {
     uint64_t counters[SHM_C_COUNT];
     uint64_t restarts[SHM_KINDS][RESTART_REASON_COUNT];
+    struct timings timings[SHM_PROVIDERS_MAX];
 };
 
 /* Once, before anybody uses `next`: its age and its processes' generations go on. */

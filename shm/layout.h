@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #define SHM_MAGIC          UINT64_C(0x3153544847494c46) /* "FLIGHTS1" */
-#define SHM_LAYOUT_VERSION 10u
+#define SHM_LAYOUT_VERSION 11u
 #define SHM_SLOTS          64u
 #define SHM_NO_SLOT        UINT32_C(0xff)
 #define SHM_WORKERS_MAX    28u
@@ -32,13 +32,15 @@
 #define SHM_LIVE_MAX       48u  /* settings that change while the service runs */
 #define SHM_CONTROL_SIZE   108u /* of a unix socket's path */
 #define SHM_KEY_SIZE       32u
+#define SHM_TIMING_BUCKETS 17u /* of a histogram; the last one has no bound */
 #define SHM_ALIGNED        _Alignas(64)
 
 typedef _Atomic uint64_t shm_u64;
 typedef _Atomic uint32_t shm_u32;
 
-/* Per-process counters; X(name, help). One writer each, relaxed; readers sum over the
- * slots and the base into which a reaped slot's are folded. */
+/* Counters by slot; X(name, help). One writer each, relaxed; readers sum over the slots
+ * and the base. A slot keeps them for the next process in it: moved to another word they
+ * would be in neither or in both for whoever sums up at that moment. */
 #define SHM_COUNTERS(X)                                                                  \
     X(requests, "HTTP requests read whole")                                              \
     X(leaders, "requests that started a flight")                                         \
@@ -72,7 +74,7 @@ typedef _Atomic uint32_t shm_u32;
     X(store_spooled, "rows committed to the spool")                                      \
     X(store_reconnects, "connections to PostgreSQL after the first one")                 \
     X(deliveries, "stream pieces given to clients")                                      \
-    X(bytes_out, "bytes given to the kernel for clients")                                \
+    X(sent_bytes, "bytes given to the kernel for clients")                               \
     X(stalled_clients, "clients cut off because they took nothing")                      \
     X(accept_pauses, "times accepting paused")                                           \
     X(refused, "requests refused because a table or pool was exhausted")                 \
@@ -230,6 +232,11 @@ struct shm_flight {
     SHM_ALIGNED shm_u64 aliases; /* {how many:32, alias + 1 of the newest:32}; cas by its
                                   * readers, only grows; reset at the claim */
     shm_u32 aliases_stored;      /* of them [W: recorder] */
+    /* For the turn's sample (shm/timing.h says what they mean) [W: owner; relaxed]. */
+    shm_u64 question;    /* digest of what was asked, 0: it was not to be shared */
+    shm_u64 own_ns;      /* spent in code of ours, so far */
+    shm_u64 called_ns;   /* the last call was handed to the HTTP client, 0: none was */
+    shm_u64 answered_ns; /* the last that came of it; 0: it runs */
 };
 
 /* --- aliases ------------------------------------------------------------------------ */
@@ -268,13 +275,52 @@ struct shm_block {
 
 struct shm_sample {
     SHM_ALIGNED shm_u64 seq; /* its number + 1, 0 while written; release [W: recorder] */
-    shm_u64 finished_us;     /* wall clock */
-    shm_u32 ttft_us;         /* UINT32_MAX: no content came */
+    shm_u64 ended_ns;
+    shm_u64 question; /* as in its flight */
+    shm_u32 ttft_us;  /* UINT32_MAX: no content came */
     shm_u32 latency_us;
     shm_u32 queue_us;
-    shm_u32 status; /* enum turn_status */
+    shm_u32 own_us;
+    shm_u32 call_us;      /* UINT32_MAX: no call was made */
+    shm_u32 call_ttft_us; /* UINT32_MAX: no content came */
+    shm_u32 provider;     /* index of its pacer */
+    shm_u32 status;       /* enum turn_status */
     shm_u32 followers;
     shm_u32 hits; /* relaxed add, by any worker */
+};
+
+/* --- timings ------------------------------------------------------------------------ */
+
+/* Histograms of turns; shm/timing.h says what each is of, timing.c its bounds. */
+enum shm_timing_kind {
+    TIMING_TTFT,
+    TIMING_LATENCY,
+    TIMING_QUEUE,
+    TIMING_OWN,
+    TIMING_CALL,
+    TIMING_CALL_TTFT,
+    TIMING_COUNT
+};
+
+struct shm_timing {
+    shm_u64 buckets[SHM_TIMING_BUCKETS]; /* each for itself, not what is below it */
+    shm_u64 sum_us;
+};
+
+/* Of one provider's turns. The area has those that the recorder counts, then as many
+ * that the master took over from a segment before. Relaxed; they only grow. */
+struct shm_timings {
+    SHM_ALIGNED struct shm_timing of[TIMING_COUNT];
+};
+
+/* What the words of one sample become: written whole before the first of them is, so
+ * that whoever finds them half done does them again. [W: recorder] */
+struct shm_timing_redo {
+    shm_u64 seq; /* the sample's number + 1; release */
+    shm_u32 provider;
+    shm_u32 bucket[TIMING_COUNT]; /* SHM_TIMING_BUCKETS: not counted */
+    shm_u64 count[TIMING_COUNT];
+    shm_u64 sum_us[TIMING_COUNT];
 };
 
 /* --- how the store is doing, for workers and who looks on ----------------------------
@@ -292,14 +338,16 @@ struct shm_store {
 /* --- header ------------------------------------------------------------------------- */
 
 struct shm_areas { /* offsets from the segment's start, in bytes */
-    uint64_t slots, dirty, pacers, buckets, flights, aliases, samples, blocks, data, end;
+    uint64_t slots, dirty, pacers, buckets, flights, aliases, samples, timings, blocks,
+        data, end;
 };
 
 struct shm_header {
     uint64_t magic; /* written last at creation */
     uint32_t layout_version;
     uint32_t header_size;
-    uint32_t slot_size, pacer_size, bucket_size, flight_size, alias_size, sample_size;
+    uint32_t slot_size, pacer_size, bucket_size, flight_size, alias_size, sample_size,
+        timings_size;
     uint32_t block_size;
     uint32_t flight_count, bucket_count, alias_count, block_count;
     uint32_t dirty_words; /* 64-bit words of a slot's dirty bitmap */
@@ -331,7 +379,8 @@ struct shm_header {
     char control[SHM_CONTROL_SIZE]; /* path of the master's socket, "": none; written once
                                      * before the first child */
     struct shm_store store;         /* [W: recorder] */
-    shm_u64 counters_base[SHM_C_COUNT]; /* of reaped slots [W: master] */
+    shm_u64 counters_base[SHM_C_COUNT]; /* the master's own, and of segments before this
+                                         * one [W: master] */
     SHM_ALIGNED shm_u32 flight_hand;    /* where the next claim looks first; relaxed */
     shm_u32 flights_used;               /* hint, recounted by the master; relaxed */
     SHM_ALIGNED shm_u32 block_hand;     /* relaxed */
@@ -341,6 +390,7 @@ struct shm_header {
     SHM_ALIGNED shm_u64 claim_seq;      /* relaxed add */
     shm_u64 tickets[SHM_PROVIDERS_MAX]; /* relaxed add */
     SHM_ALIGNED shm_u64 sample_seq;     /* samples ever; release [W: recorder] */
+    struct shm_timing_redo timing_redo; /* [W: recorder] */
     SHM_ALIGNED shm_u32 pressure; /* 1: someone found no room; the recorder recycles */
     shm_u32 lock_lost; /* 1: a bucket is lost; the master makes a new segment; any, set
                           once */

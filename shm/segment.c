@@ -64,7 +64,9 @@ static void place_areas(struct shm_plan *plan, uint32_t flights, uint32_t blocks
         align_up(a->buckets + plan->bucket_count * sizeof(struct shm_bucket), 64);
     a->aliases = align_up(a->flights + flights * sizeof(struct shm_flight), 64);
     a->samples = align_up(a->aliases + plan->alias_count * sizeof(struct shm_alias), 64);
-    a->blocks = align_up(a->samples + SHM_SAMPLES * sizeof(struct shm_sample), 64);
+    a->timings = align_up(a->samples + SHM_SAMPLES * sizeof(struct shm_sample), 64);
+    a->blocks = align_up(
+        a->timings + UINT64_C(2) * SHM_PROVIDERS_MAX * sizeof(struct shm_timings), 64);
     a->data = align_up(a->blocks + blocks * sizeof(struct shm_block), 4096);
     a->end = a->data + (uint64_t)blocks * SHM_BLOCK_SIZE;
     plan->total = align_up(a->end, 4096);
@@ -124,6 +126,7 @@ static void segment_point(struct shm *shm)
     shm->flights = (struct shm_flight *)(void *)(shm->base + a->flights);
     shm->aliases = (struct shm_alias *)(void *)(shm->base + a->aliases);
     shm->samples = (struct shm_sample *)(void *)(shm->base + a->samples);
+    shm->timings = (struct shm_timings *)(void *)(shm->base + a->timings);
     shm->blocks = (struct shm_block *)(void *)(shm->base + a->blocks);
     shm->data = shm->base + a->data;
 }
@@ -157,6 +160,7 @@ static enum dac_err segment_init(struct shm *shm, const struct shm_options *opt,
     h->flight_size = sizeof(struct shm_flight);
     h->alias_size = sizeof(struct shm_alias);
     h->sample_size = sizeof(struct shm_sample);
+    h->timings_size = sizeof(struct shm_timings);
     h->block_size = SHM_BLOCK_SIZE;
     h->flight_count = plan->flight_count;
     h->bucket_count = plan->bucket_count;
@@ -552,6 +556,7 @@ bool segment_valid(const struct shm *shm, char *why, size_t n)
              h->flight_size != sizeof(struct shm_flight) ||
              h->alias_size != sizeof(struct shm_alias) ||
              h->sample_size != sizeof(struct shm_sample) ||
+             h->timings_size != sizeof(struct shm_timings) ||
              h->block_size != SHM_BLOCK_SIZE)
         snprintf(why, n, "sizes of structs differ: made by another build");
     else if (h->total_size != shm->size)

@@ -30,6 +30,7 @@ struct shm {
     struct shm_flight *flights;
     struct shm_alias *aliases;
     struct shm_sample *samples;
+    struct shm_timings *timings; /* SHM_PROVIDERS_MAX counted, as many taken over */
     struct shm_block *blocks;
     uint8_t *data;
     int eventfd[SHM_SLOTS]; /* -1 where there is none (readers from outside) */

@@ -125,14 +125,6 @@ static void sweep_owned(struct shm *shm, uint32_t index, struct flight_word w,
     }
 }
 
-static void fold_counters(struct shm *shm, struct shm_slot *s)
-{
-    for (size_t i = 0; i < SHM_C_COUNT; i++) {
-        uint64_t v = atomic_exchange(&s->counters[i], 0);
-        atomic_fetch_add(&shm->hdr->counters_base[i], v);
-    }
-}
-
 static void forget_roles(struct shm *shm, uint32_t slot)
 {
     if (atomic_load(&shm->hdr->recorder_slot) == slot)
@@ -172,7 +164,6 @@ struct slot_sweep slot_sweep(struct shm *shm, uint32_t slot)
     atomic_store(&s->connections, 0);
     atomic_store(&s->streams, 0);
     atomic_store(&s->pid, 0);
-    fold_counters(shm, s);
     shm_count(shm, SHM_C_flights_orphaned, found.orphaned);
     atomic_store(&s->state, SLOT_FREE);
     return found;

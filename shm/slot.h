@@ -39,7 +39,7 @@ struct slot_sweep {
 };
 
 /* Master only, after waitpid(): orphans its flights, clears its reader bits, gives its
- * permits back, folds its counters into the base and frees the slot. Takes no lock. The
+ * permits back, leaves its counters as they are and frees the slot. Takes no lock. The
  * caller then kicks everyone (wake_kick). */
 struct slot_sweep slot_sweep(struct shm *shm, uint32_t slot);
 

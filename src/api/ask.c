@@ -160,6 +160,7 @@ static void on_thread(void *arg, enum dac_err e, const struct store_thread *t)
     struct ask *ask = rd->ask;
 
     rd->ask = NULL;
+    ask->store_ns += clock_now_ns() - rd->started_ns;
     if (e == DAC_OK)
         ask->request.last_turn_id = t->last_turn_id;
     ask->ex = read_done(rd);

@@ -366,9 +366,9 @@ void input_sharing(struct api *api, struct http_exchange *ex, bool stream, bool 
 {
     const struct config *cfg = api->config;
 
-    ask->bypass = tools || !cfg->coalesce_enabled ||
-                  (stream && !cfg->stream_fanout_enabled) ||
-                  http_header_has_token(ex, "Cache-Control", "no-store");
+    ask->unshared = tools || http_header_has_token(ex, "Cache-Control", "no-store");
+    ask->bypass = ask->unshared || !cfg->coalesce_enabled ||
+                  (stream && !cfg->stream_fanout_enabled);
     ask->no_finished = http_header_has_token(ex, "Cache-Control", "no-cache");
     if (ask->abandon_grace_ns == 0)
         ask->abandon_grace_ns = cfg->abandon_grace_ns;

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 
 #include "api/input.h"
+#include "base/clock.h"
 #include "http/problem.h"
 
 static void read_free(struct read *rd)
@@ -42,6 +43,7 @@ struct read *read_new(struct api *api, struct http_exchange *ex)
 bool read_started(struct read *rd, struct store_query *q)
 {
     rd->query = q;
+    rd->started_ns = clock_now_ns();
     if (q)
         return true;
     http_respond_no_memory(read_done(rd));

@@ -12,7 +12,8 @@ struct read {
     struct api *api;
     struct http_exchange *ex;
     struct store_query *query;
-    struct id id; /* of what is read */
+    uint64_t started_ns; /* of the query */
+    struct id id;        /* of what is read */
     size_t limit;
     struct ask *ask; /* owned; of a question that waits for its thread, or NULL */
     bool cancel;

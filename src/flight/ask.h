@@ -25,8 +25,10 @@ struct ask {
     struct ask_key key;           /* FLIGHT_TURN */
     uint32_t provider;            /* index in the configuration */
     bool bypass;                  /* a flight of its own */
+    bool unshared;                /* since it asked for one, or cannot be shared */
     bool no_finished;             /* joins what runs, takes nothing finished */
     bool include_usage;
+    uint64_t store_ns; /* that the store took to find the thread */
     uint64_t result_ttl_ns;
     uint64_t abandon_grace_ns; /* already bounded */
 };

@@ -39,6 +39,23 @@ static struct shm_flight *shared(const struct fetch *f)
     return flight_at(f->lf->fl->shm, f->lf->ref.index);
 }
 
+void fetch_spent(struct shm_flight *flight, uint64_t from_ns, uint64_t to_ns)
+{
+    uint64_t own = atomic_load_explicit(&flight->own_ns, memory_order_relaxed);
+
+    if (to_ns > from_ns)
+        atomic_store_explicit(&flight->own_ns, own + (to_ns - from_ns),
+                              memory_order_relaxed);
+}
+
+void fetch_answered(struct fetch *f, uint64_t heard_ns)
+{
+    uint64_t called = atomic_load_explicit(&shared(f)->called_ns, memory_order_relaxed);
+
+    atomic_store_explicit(&shared(f)->answered_ns, heard_ns > called ? heard_ns : called,
+                          memory_order_relaxed);
+}
+
 static void queue_remove(struct fetch *f)
 {
     if (!f->in_queue)
@@ -81,6 +98,7 @@ static void fetch_finish(struct fetch *f, enum turn_status status, int http_stat
     if (f->call) {
         upstream_cancel(f->call);
         f->call = NULL;
+        fetch_answered(f, clock_now_ns());
         shm_count(f->lf->fl->shm, SHM_C_upstream_cancelled, 1);
     }
     fetch_end(f, &end);
@@ -255,6 +273,10 @@ static void call_provider(struct fetch *f)
         return;
     }
     shm_count(fl->shm, SHM_C_upstream_calls, 1);
+    uint64_t called = clock_now_ns();
+    fetch_spent(shared(f), now, called);
+    atomic_store_explicit(&shared(f)->answered_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&shared(f)->called_ns, called, memory_order_relaxed);
 }
 
 void fetch_provider_ready(struct flights *fl, uint32_t provider)
@@ -381,7 +403,9 @@ static void begin(struct fetch *f)
                          : "no room for the question; try again");
         return;
     }
-    atomic_store_explicit(&shared(f)->queued_ns, clock_now_ns(), memory_order_relaxed);
+    uint64_t queued = clock_now_ns();
+    fetch_spent(shared(f), f->created_ns, queued);
+    atomic_store_explicit(&shared(f)->queued_ns, queued, memory_order_relaxed);
     DAC_ASSERT(flight_advance(fl->shm, lf->ref, FLIGHT_QUEUED) == DAC_OK);
     queue_up(f);
 }

@@ -131,8 +131,13 @@ void fetch_end(struct fetch *f, const struct record_end *end)
         fetch_wait_for_room(f);
         return;
     }
-    atomic_store_explicit(&flight_at(shm, lf->ref.index)->ended_ns, clock_now_ns(),
-                          memory_order_release);
+    struct shm_flight *flight = flight_at(shm, lf->ref.index);
+    uint64_t answered = atomic_load_explicit(&flight->answered_ns, memory_order_relaxed);
+    uint64_t now = clock_now_ns();
+
+    if (f->phase == FETCH_CALLING && answered != 0)
+        fetch_spent(flight, answered, now);
+    atomic_store_explicit(&flight->ended_ns, now, memory_order_release);
     DAC_ASSERT(blocklog_append(shm, &f->writer, RECORD_END, end, sizeof *end) == DAC_OK);
     DAC_ASSERT(flight_advance(shm, lf->ref,
                               flight_state_for((enum turn_status)end->status)) == DAC_OK);
@@ -252,6 +257,7 @@ static void on_end(void *arg, const struct upstream_end *u)
                              .retryable = u->retryable};
 
     f->call = NULL;
+    fetch_answered(f, u->heard_ns);
     if (u->outcome != UPSTREAM_COMPLETE && fetch_retry(f, u))
         return;
     if (u->outcome == UPSTREAM_COMPLETE)

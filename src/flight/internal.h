@@ -278,6 +278,10 @@ void fetch_resume(struct local_flight *lf, struct fetch *f,
                   uint32_t provider);
 /* The worker's beat: makes up for timers that found no memory. It may be gone then. */
 void fetch_tick(struct fetch *f, uint64_t now_ns);
+/* Notes time in code of ours (shm/timing.h). The flight is this process's. */
+void fetch_spent(struct shm_flight *flight, uint64_t from_ns, uint64_t to_ns);
+/* The provider is done with the call; `heard_ns`: when its last came. */
+void fetch_answered(struct fetch *f, uint64_t heard_ns);
 void fetch_check(struct fetch *f); /* its readers or requests changed */
 void fetch_cancel(struct fetch *f, const char *code, const char *why);
 void fetch_provider_ready(struct flights *fl, uint32_t provider);

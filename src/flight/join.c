@@ -245,14 +245,28 @@ static void hand_over_thread(struct local_flight *lf, struct blocklog_writer *w,
     wake_recorder(shm, lf->ref.index);
 }
 
+/* For the turn's sample. Without memory it is counted as one that nobody else asked. */
+static void note_question(struct local_flight *lf, const struct ask *ask)
+{
+    struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
+    uint64_t since = atomic_load_explicit(&f->arrived_ns, memory_order_relaxed);
+    uint64_t question = 0;
+
+    if (!ask->unshared && key_of_question(&ask->request, &question) == DAC_OK)
+        atomic_store_explicit(&f->question, question, memory_order_relaxed);
+    fetch_spent(f, since + ask->store_ns, clock_now_ns());
+}
+
 /* This process owns the flight and everybody may have joined it: whatever fails from here
  * on ends the flight. */
 static void lead(struct local_flight *lf, struct join_result *jr, struct ask *ask)
 {
-    if (ask->kind == FLIGHT_THREAD)
+    if (ask->kind == FLIGHT_THREAD) {
         hand_over_thread(lf, &jr->writer, &ask->thread);
-    else
-        fetch_new(lf, &jr->writer, &ask->request, ask->provider);
+        return;
+    }
+    note_question(lf, ask);
+    fetch_new(lf, &jr->writer, &ask->request, ask->provider);
 }
 
 /* Joined, but there is no memory for it here: an owner must still end what it owns. */

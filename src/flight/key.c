@@ -154,6 +154,30 @@ enum dac_err key_of_request(const struct turn_request *r, const char *parent,
     return e;
 }
 
+enum dac_err key_of_question(const struct turn_request *r, uint64_t *out)
+{
+    EVP_MD_CTX *md = digest_begin();
+    char scope[16 + ID_TEXT_SIZE];
+    uint8_t digest[32];
+    enum dac_err e;
+
+    if (!md)
+        return DAC_E_NOMEM;
+    put_scope(&r->thread_id, scope);
+    field_text(md, r->org);
+    field_text(md, scope);
+    field(md, r->content.data ? r->content.data : "", r->content.len);
+    e = field_json(md, r->messages);
+    if (e == DAC_OK) {
+        DAC_ASSERT(EVP_DigestFinal_ex(md, digest, NULL) == 1);
+        memcpy(out, digest, sizeof *out);
+        if (*out == 0)
+            *out = 1;
+    }
+    EVP_MD_CTX_free(md);
+    return e;
+}
+
 /* OpenSSL takes memory for every digest. */
 static enum dac_err digest_of(const void *p, size_t n, uint8_t out[32])
 {

@@ -16,6 +16,10 @@ enum dac_err key_init(void) DAC_CHECK;
  * the request does not matter. DAC_E_NOMEM. */
 enum dac_err key_of_request(const struct turn_request *r, const char *parent,
                             uint8_t out[SHM_KEY_SIZE]) DAC_CHECK;
+/* The same of what was asked, whatever parameters came with it: org, scope, and the last
+ * user message or the messages; the first half of the digest, never 0. For figures only.
+ * DAC_E_NOMEM. */
+enum dac_err key_of_question(const struct turn_request *r, uint64_t *out) DAC_CHECK;
 /* A key that only the turn with this id has: for flights that are never joined.
  * DAC_E_NOMEM. */
 enum dac_err key_private(const struct id *turn, uint8_t out[SHM_KEY_SIZE]) DAC_CHECK;

@@ -251,6 +251,7 @@ struct turn_timing turn_timing(const struct shm *shm, uint32_t flight)
 {
     const struct shm_flight *f = flight_at(shm, flight);
     uint64_t arrived = atomic_load_explicit(&f->arrived_ns, memory_order_relaxed);
+    uint64_t called = atomic_load_explicit(&f->called_ns, memory_order_relaxed);
 
     return (struct turn_timing){
         .ttft_ms = ms_between(
@@ -260,6 +261,12 @@ struct turn_timing turn_timing(const struct shm *shm, uint32_t flight)
         .queue_wait_ms =
             ms_between(atomic_load_explicit(&f->queued_ns, memory_order_relaxed),
                        atomic_load_explicit(&f->fetch_ns, memory_order_relaxed)),
+        .own_ms = (double)atomic_load_explicit(&f->own_ns, memory_order_relaxed) /
+                  (double)NS_PER_MS,
+        .call_ms = ms_between(
+            called, atomic_load_explicit(&f->answered_ns, memory_order_relaxed)),
+        .call_ttft_ms = ms_between(
+            called, atomic_load_explicit(&f->first_token_ns, memory_order_relaxed)),
     };
 }
 

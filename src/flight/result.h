@@ -37,6 +37,9 @@ struct turn_timing {
     double ttft_ms;       /* arrival of the leader to the first content */
     double latency_ms;    /* arrival of the leader to the end */
     double queue_wait_ms; /* in the pacer's queue */
+    double own_ms;        /* in code of ours (shm/timing.h, as the next two) */
+    double call_ms;       /* of the last call */
+    double call_ttft_ms;
 };
 struct turn_timing turn_timing(const struct shm *shm, uint32_t flight);
 

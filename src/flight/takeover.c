@@ -111,6 +111,8 @@ static void ask_again(struct local_flight *lf, struct fetch *fetch, struct remai
 
     atomic_store_explicit(&f->first_token_ns, 0, memory_order_relaxed);
     atomic_store_explicit(&f->fetch_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&f->called_ns, 0, memory_order_relaxed);
+    atomic_store_explicit(&f->answered_ns, 0, memory_order_relaxed);
     atomic_store_explicit(&f->queued_ns, clock_now_ns(), memory_order_relaxed);
     shm_count(lf->fl->shm, SHM_C_takeovers, 1);
     fetch_resume(lf, fetch, w, &left->request, provider);

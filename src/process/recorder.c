@@ -26,6 +26,7 @@
 #include "process/recorder_state.h"
 #include "shm/alias.h"
 #include "shm/blocklog.h"
+#include "shm/sample.h"
 #include "shm/slot.h"
 #include "shm/wake.h"
 
@@ -311,6 +312,7 @@ static void begin_work(struct recorder *r)
 {
     r->ready = true;
     recorder_count_deaths(r);
+    sample_recover(r->shm);
     look_at_all(r);
     child_ready(r->ctx);
     arm_again(r, 0);

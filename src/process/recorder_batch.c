@@ -404,14 +404,24 @@ static uint32_t to_us(double ms)
     return ms * 1000 > UINT32_MAX - 1 ? UINT32_MAX - 1 : (uint32_t)(ms * 1000);
 }
 
+static uint32_t us_or_none(double ms)
+{
+    return ms < 0 ? UINT32_MAX : to_us(ms);
+}
+
 static void take_sample(struct recorder *r, const struct outcome *o)
 {
     struct shm_flight *f = flight_at(r->shm, o->flight);
     const struct turn_timing t = turn_timing(r->shm, o->flight);
-    const struct sample s = {.finished_us = clock_wall_us(),
-                             .ttft_us = t.ttft_ms < 0 ? UINT32_MAX : to_us(t.ttft_ms),
+    const struct sample s = {.ended_ns = atomic_load(&f->ended_ns),
+                             .question = atomic_load(&f->question),
+                             .ttft_us = us_or_none(t.ttft_ms),
                              .latency_us = to_us(t.latency_ms),
                              .queue_us = to_us(t.queue_wait_ms),
+                             .own_us = to_us(t.own_ms),
+                             .call_us = us_or_none(t.call_ms),
+                             .call_ttft_us = us_or_none(t.call_ttft_ms),
+                             .provider = atomic_load(&f->provider),
                              .status = o->status,
                              .followers = (uint32_t)o->followers,
                              .hits = (uint32_t)o->hits};
@@ -421,7 +431,7 @@ static void take_sample(struct recorder *r, const struct outcome *o)
 
     /* Where the lock is not to be had the numbers are those of a moment ago. */
     if (index_put_sample(r->shm, ref, &s) != DAC_OK && atomic_load(&f->sample) == 0)
-        atomic_store(&f->sample, sample_add(r->shm, &s));
+        sample_add(r->shm, &s, &f->sample);
 }
 
 static void count_turn(struct recorder *r, const struct outcome *o)

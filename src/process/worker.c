@@ -130,7 +130,7 @@ static void publish_stats(struct worker *w)
     atomic_store_explicit(&slot->connections, s->connections, memory_order_relaxed);
     atomic_store_explicit(&slot->streams, s->streams, memory_order_relaxed);
     shm_count(w->shm, SHM_C_requests, s->requests - w->told.requests);
-    shm_count(w->shm, SHM_C_bytes_out, s->bytes_out - w->told.bytes_out);
+    shm_count(w->shm, SHM_C_sent_bytes, s->bytes_out - w->told.bytes_out);
     shm_count(w->shm, SHM_C_stalled_clients, s->stalled - w->told.stalled);
     shm_count(w->shm, SHM_C_accept_pauses, s->accept_pauses - w->told.accept_pauses);
     w->told = *s;

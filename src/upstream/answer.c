@@ -25,6 +25,7 @@ void answer_end(struct upstream_call *c, const struct upstream_end *end)
         return;
     c->ended = true;
     c->end = *end;
+    c->end.heard_ns = c->heard_ns;
     if (end->http_status == 0)
         c->end.http_status = c->status;
     if (c->end.outcome == UPSTREAM_RATE_LIMITED || c->end.outcome == UPSTREAM_OVERLOADED)
@@ -129,6 +130,7 @@ size_t answer_head(char *p, size_t size, size_t n, void *arg)
 
     if (c->detached || c->ended || c->kind != BODY_NONE)
         return total;
+    c->heard_ns = clock_now_ns();
     while (len > 0 && (v[len - 1] == '\n' || v[len - 1] == '\r'))
         len--;
     if (len == 0)
@@ -217,6 +219,7 @@ size_t answer_body(char *p, size_t size, size_t n, void *arg)
 
     if (c->detached || c->ended)
         return len;
+    c->heard_ns = clock_now_ns();
     if (c->kind != BODY_STREAM) {
         read_error(c, p, len);
         return len;
@@ -345,6 +348,7 @@ void answer_time(struct upstream_call *c, uint64_t now)
         set_timer(c, since + limit - now);
         return;
     }
+    c->heard_ns = now;
     if (c->kind == BODY_ERROR || c->kind == BODY_JSON)
         end_by_body(c);
     else if (c->reader.content)

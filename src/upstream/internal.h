@@ -60,6 +60,7 @@ struct upstream_call {
     struct event timer;
     uint64_t started_ns;
     uint64_t content_ns; /* last piece of content, or resumed */
+    uint64_t heard_ns;   /* last bytes, or curl's end of it */
     uint64_t pieces;     /* of the reader, at content_ns */
 
     /* state */

@@ -134,6 +134,7 @@ static void call_init(struct upstream_call *c, const struct upstream_provider *p
     c->retry_after_ms = 0;
     c->started_ns = clock_now_ns();
     c->content_ns = c->started_ns;
+    c->heard_ns = c->started_ns;
     c->pieces = 0;
     c->in_multi = c->want_add = c->want_resume = false;
     c->queued = c->lagging = false;
@@ -239,6 +240,7 @@ static void transfer_ended(struct upstream_call *c, CURLcode result)
 {
     c->over = true;
     c->result = result;
+    c->heard_ns = clock_now_ns();
     transfer_remove(c);
     if (c->held.len == 0)
         answer_over(c);

@@ -70,6 +70,7 @@ struct upstream_end {
     int http_status;         /* the provider's, 0 if there was none */
     uint64_t retry_after_ms; /* from Retry-After (seconds or date), 0 if none */
     bool retryable;          /* before the first content: may be asked again */
+    uint64_t heard_ns;       /* when the last came in, or what ended it happened */
     char finish_reason[32];  /* "" unless complete */
     char code[40];     /* machine word: connect_failed, tls_failed, first_token_timeout,
                         * stall_timeout, cut_off, malformed_stream, provider_error,

@@ -382,7 +382,7 @@ static inline void store_flight(struct flight_ref ref)
     struct sample s = {.status = TURN_COMPLETE};
 
     if (index_put_sample(&shm, ref, &s) != DAC_OK && atomic_load(&f->sample) == 0)
-        atomic_store(&f->sample, sample_add(&shm, &s));
+        sample_add(&shm, &s, &f->sample);
     atomic_store_explicit(&f->stored, STORED_SQLITE, memory_order_release);
     wake_readers(&shm, ref.index);
 }

@@ -21,6 +21,7 @@
 #include "shm/index.h"
 #include "shm/sample.h"
 #include "shm/slot.h"
+#include "shm/timing.h"
 #include "shm/wake.h"
 
 #define FLIGHTS 64
@@ -459,11 +460,31 @@ START_TEST(a_store_that_cannot_be_opened_is_fatal_at_the_start_only)
 END_TEST
 
 #ifdef DAC_CRASHPOINTS
-static const char *const crashes[] = {"recorder_adopted",       "recorder_end_written",
-                                      "recorder_before_commit", "recorder_after_commit",
-                                      "recorder_before_stored", "sample_written"};
+static uint64_t counted(enum shm_timing_kind kind)
+{
+    struct timing t = timing_sum(&shm, 0, kind);
+    uint64_t n = 0;
 
-/* Killed at a point, followed by another one: each turn is stored once, as what it is. */
+    for (size_t i = 0; i < SHM_TIMING_BUCKETS; i++)
+        n += t.buckets[i];
+    return n;
+}
+
+static const char *const crashes[] = {"recorder_adopted",
+                                      "recorder_end_written",
+                                      "recorder_before_commit",
+                                      "recorder_after_commit",
+                                      "recorder_before_stored",
+                                      "sample_written",
+                                      "sample_marked",
+                                      "sample_there",
+                                      "sample_counted",
+                                      "timing_noting",
+                                      "timing_half",
+                                      "timing_half:5"};
+
+/* Killed at a point, followed by another one: each turn is stored once, as what it is,
+ * and counted once in each histogram. */
 START_TEST(its_death_costs_nothing)
 {
     struct join_result done = streaming_turn("whole");
@@ -483,6 +504,10 @@ START_TEST(its_death_costs_nothing)
     ck_assert_int_eq(sql("SELECT count(*) FROM messages"), 4);
     ck_assert_int_eq(sql("SELECT count(*) FROM turns WHERE status = 'complete'"), 1);
     ck_assert_int_eq(sql("SELECT count(*) FROM turns WHERE status = 'incomplete'"), 1);
+    ck_assert_uint_eq(atomic_load(&shm.hdr->sample_seq), 2);
+    ck_assert_uint_eq(counted(TIMING_LATENCY), 2);
+    ck_assert_uint_eq(counted(TIMING_QUEUE), 2);
+    ck_assert_uint_eq(counted(TIMING_OWN), 2);
 }
 END_TEST
 #endif

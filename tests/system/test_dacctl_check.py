@@ -27,8 +27,8 @@ class Segment:
             self.memory = mmap.mmap(f.fileno(), 0)
         sizes = struct.unpack_from("<8I", self.memory, 8)
         self.flight_size, self.alias_size, self.block_size = sizes[5], sizes[6], 16
-        (_, _, self.pacers, _, self.flights, self.aliases, _, self.blocks, _, _) = struct.unpack_from(
-            "<10Q", self.memory, 104
+        (_, _, self.pacers, _, self.flights, self.aliases, _, _, self.blocks, _, _) = struct.unpack_from(
+            "<11Q", self.memory, 104
         )
 
     def flight(self, n, field=0):

@@ -32,7 +32,8 @@ ONLY = {
     " permit_before permit_after give_before give_after token_before token_after block_taken block_linked first_block"
     " takeover_adopted takeover_reset question_before declined key_claimed"
     " alias_taken alias_chained alias_linked alias_aimed alias_pushed alias_bound",
-    "recorder": "recycle_unlinked sample_written recorder_adopted recorder_end_written recorder_before_stored"
+    "recorder": "recycle_unlinked recorder_adopted recorder_end_written recorder_before_stored"
+    " sample_written sample_marked sample_there sample_counted timing_noting timing_half"
     " recorder_before_commit recorder_after_commit recorder_in_hand recorder_put_down unlinked release_before release_after"
     " recorder_keys_committed recorder_key_marked alias_marked alias_let_go",
 }

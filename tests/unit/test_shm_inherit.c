@@ -156,9 +156,9 @@ START_TEST(samples_go_on)
     char why[160];
 
     for (uint32_t i = 0; i < n; i++)
-        sample_add(&shm, &(struct sample){.latency_us = i + 1, .hits = i % 3});
+        sample_add(&shm, &(struct sample){.latency_us = i + 1, .hits = i % 3}, NULL);
     inherit_samples(&next, &shm);
-    sample_add(&next, &(struct sample){.latency_us = n + 1});
+    sample_add(&next, &(struct sample){.latency_us = n + 1}, NULL);
     size_t read = sample_read(&next, got, DAC_ARRAY_LEN(got));
     ck_assert_uint_eq(read, n + 1 < DAC_ARRAY_LEN(got) ? n + 1 : DAC_ARRAY_LEN(got));
     for (uint32_t i = 0; i < read; i++)

@@ -17,10 +17,15 @@ static void teardown(void)
 
 static struct sample numbered(uint64_t i)
 {
-    return (struct sample){.finished_us = (int64_t)i + 1000,
+    return (struct sample){.ended_ns = i + 1000,
+                           .question = i + 6,
                            .ttft_us = (uint32_t)i + 1,
                            .latency_us = (uint32_t)i + 2,
                            .queue_us = (uint32_t)i + 3,
+                           .own_us = (uint32_t)i + 7,
+                           .call_us = (uint32_t)i + 8,
+                           .call_ttft_us = (uint32_t)i + 9,
+                           .provider = (uint32_t)i % SHM_PROVIDERS_MAX,
                            .status = (enum turn_status)(1 + i % 4),
                            .followers = (uint32_t)i + 4,
                            .hits = (uint32_t)i + 5};
@@ -34,16 +39,19 @@ static void add_up_to(uint64_t n)
 
     for (uint64_t i = have; i < n; i++) {
         struct sample s = numbered(i);
-        numbers_right = sample_add(&shm, &s) == i + 1 && numbers_right;
+        numbers_right = sample_add(&shm, &s, NULL) == i + 1 && numbers_right;
     }
     ck_assert(numbers_right);
 }
 
 static bool same(const struct sample *x, const struct sample *y)
 {
-    return x->finished_us == y->finished_us && x->ttft_us == y->ttft_us &&
-           x->latency_us == y->latency_us && x->queue_us == y->queue_us &&
-           x->status == y->status && x->followers == y->followers && x->hits == y->hits;
+    return x->ended_ns == y->ended_ns && x->question == y->question &&
+           x->own_us == y->own_us && x->call_us == y->call_us &&
+           x->call_ttft_us == y->call_ttft_us && x->provider == y->provider &&
+           x->ttft_us == y->ttft_us && x->latency_us == y->latency_us &&
+           x->queue_us == y->queue_us && x->status == y->status &&
+           x->followers == y->followers && x->hits == y->hits;
 }
 
 static void expect_newest(size_t asked, uint64_t n)

@@ -70,7 +70,9 @@ static void check_plan(const struct shm_options *opt, const struct shm_plan *p)
         {a->buckets, a->flights, p->bucket_count * sizeof(struct shm_bucket)},
         {a->flights, a->aliases, p->flight_count * sizeof(struct shm_flight)},
         {a->aliases, a->samples, p->alias_count * sizeof(struct shm_alias)},
-        {a->samples, a->blocks, SHM_SAMPLES * sizeof(struct shm_sample)},
+        {a->samples, a->timings, SHM_SAMPLES * sizeof(struct shm_sample)},
+        {a->timings, a->blocks,
+         UINT64_C(2) * SHM_PROVIDERS_MAX * sizeof(struct shm_timings)},
         {a->blocks, a->data, p->block_count * sizeof(struct shm_block)},
         {a->data, a->end, (uint64_t)p->block_count * SHM_BLOCK_SIZE},
     };
@@ -120,7 +122,7 @@ START_TEST(default_layout_is_the_one_described)
     struct shm_plan p;
 
     ck_assert_int_eq(segment_plan(&opt, &p, why, sizeof(why)), DAC_OK);
-    ck_assert_uint_eq(p.block_count, 22047);
+    ck_assert_uint_eq(p.block_count, 22033);
     ck_assert_uint_eq(p.bytes_per_flight, 2968);
     ck_assert_uint_eq(p.areas.slots, 4096);
     ck_assert_uint_eq(p.areas.dirty, 36864);
@@ -129,8 +131,9 @@ START_TEST(default_layout_is_the_one_described)
     ck_assert_uint_eq(p.areas.flights, 365568);
     ck_assert_uint_eq(p.areas.aliases, 1676288);
     ck_assert_uint_eq(p.areas.samples, 3773440);
-    ck_assert_uint_eq(p.areas.blocks, 4822016);
-    ck_assert_uint_eq(p.areas.data, 5177344);
+    ck_assert_uint_eq(p.areas.timings, 4822016);
+    ck_assert_uint_eq(p.areas.blocks, 4850688);
+    ck_assert_uint_eq(p.areas.data, 5206016);
     ck_assert_uint_eq(p.areas.end, 50329600);
 }
 END_TEST
@@ -498,12 +501,13 @@ static const struct {
     FIELD(magic),         FIELD(layout_version), FIELD(header_size),
     FIELD(slot_size),     FIELD(pacer_size),     FIELD(bucket_size),
     FIELD(flight_size),   FIELD(alias_size),     FIELD(sample_size),
-    FIELD(block_size),    FIELD(flight_count),   FIELD(bucket_count),
-    FIELD(alias_count),   FIELD(block_count),    FIELD(dirty_words),
-    FIELD(total_size),    FIELD(areas.slots),    FIELD(areas.dirty),
-    FIELD(areas.pacers),  FIELD(areas.buckets),  FIELD(areas.flights),
-    FIELD(areas.aliases), FIELD(areas.samples),  FIELD(areas.blocks),
-    FIELD(areas.data),    FIELD(areas.end),
+    FIELD(timings_size),  FIELD(areas.timings),  FIELD(block_size),
+    FIELD(flight_count),  FIELD(bucket_count),   FIELD(alias_count),
+    FIELD(block_count),   FIELD(dirty_words),    FIELD(total_size),
+    FIELD(areas.slots),   FIELD(areas.dirty),    FIELD(areas.pacers),
+    FIELD(areas.buckets), FIELD(areas.flights),  FIELD(areas.aliases),
+    FIELD(areas.samples), FIELD(areas.blocks),   FIELD(areas.data),
+    FIELD(areas.end),
 };
 
 /* Values of one field are wrong in many ways; each is noticed, and none is a crash. */
@@ -585,10 +589,10 @@ START_TEST(counters_sum_slots_and_base)
     for (uint64_t i = 0; i < 3; i++) {
         shm.self = new_worker();
         shm_count(&shm, SHM_C_requests, 10 + i);
-        shm_count(&shm, SHM_C_bytes_out, UINT64_C(1) << 40);
+        shm_count(&shm, SHM_C_sent_bytes, UINT64_C(1) << 40);
     }
     ck_assert_uint_eq(shm_counter_sum(&shm, SHM_C_requests), 34);
-    ck_assert_uint_eq(shm_counter_sum(&shm, SHM_C_bytes_out), UINT64_C(3) << 40);
+    ck_assert_uint_eq(shm_counter_sum(&shm, SHM_C_sent_bytes), UINT64_C(3) << 40);
     ck_assert_uint_eq(shm_counter_sum(&shm, SHM_C_hits), 0);
     ck_assert_str_eq(shm_counter_name(SHM_C_requests), "requests");
     ck_assert_str_eq(shm_counter_name(SHM_C_COUNT), "?");
