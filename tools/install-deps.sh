@@ -6,7 +6,7 @@
 #   tools/install-deps.sh check      the same, the linters and the test environment in .venv
 #   tools/install-deps.sh demo       compiler and libraries, and the demo's Debian packages
 #   tools/install-deps.sh system     only the Debian packages of `check`
-#   tools/install-deps.sh venv       only .venv (Python and Node packages)
+#   tools/install-deps.sh venv       only .venv (Python and Node packages, promtool)
 #   tools/install-deps.sh model-checker   compiler and spin, for tests/model
 #   tools/install-deps.sh systemd    what boots a systemd, for tests/systemd
 #   tools/install-deps.sh model      only .demo/llm; exits 3 where it cannot be had
@@ -25,6 +25,7 @@ demo_packages="$build_packages sqlite3 curl jq openssl procps python3-venv libgo
 systemd_packages="mmdebstrap systemd-container util-linux tar"
 model_checker_packages="build-essential spin"
 node_packages="openai@7.57.0"
+promtool_package=prometheus
 
 say() {
     printf 'deps: %s\n' "$*" >&2
@@ -74,7 +75,7 @@ lock_folder() {
 
 install_venv() {
     lock_folder .venv
-    stamp=$(cksum tools/requirements-check.txt; echo "$node_packages $PWD")
+    stamp=$(cksum tools/requirements-check.txt; echo "$node_packages $promtool_package $PWD")
     if [ "$(cat .venv/.stamp 2>/dev/null)" = "$stamp" ]; then
         exec 9>&-
         return 0
@@ -101,9 +102,33 @@ install_venv() {
             --cache "$PWD/../npm-cache" $node_packages </dev/null >&2
     )
     rm -rf .venv/npm-cache
+    install_promtool
     printf '%s\n' "$stamp" >.venv/.stamp
     exec 9>&-
     say ".venv is ready"
+}
+
+# Of Debian's package only the one program of it (48 MB), which checks metrics and rules:
+# the rest is a server that would be started, and 14 packages of its web pages.
+install_promtool() {
+    [ ! -x .venv/bin/promtool ] || return 0
+    if ! command -v apt-get >/dev/null 2>&1; then
+        say "no apt-get here: put promtool into .venv/bin by your system's own means"
+        return 0
+    fi
+    say "getting promtool out of Debian's package $promtool_package"
+    rm -rf .venv/promtool
+    mkdir -p .venv/promtool
+    (
+        cd .venv/promtool
+        apt-get -q download "$promtool_package" >/dev/null 2>&1 || {
+            as_root apt-get -q -o DPkg::Lock::Timeout=300 update >&2
+            apt-get -q download "$promtool_package" >&2
+        }
+        dpkg-deb --fsys-tarfile "$promtool_package"_*.deb | tar -x ./usr/bin/promtool
+        mv usr/bin/promtool ../bin/promtool
+    )
+    rm -rf .venv/promtool
 }
 
 install_model() {

@@ -9,6 +9,7 @@ import pytest
 from lib import procs
 from lib.asks import ask, gather, until
 from lib.dacd import BUILD
+from lib.prometheus import histogram, read_metrics
 from lib.provider import say
 
 SHAPE = {
@@ -139,34 +140,6 @@ async def test_prometheus_text(dac, mock):
 # --- the store's ---
 
 
-def read_metrics(text):
-    """{name: (type, help)}, {series with its labels: value}; strictly."""
-    kinds, helps, values = {}, {}, {}
-    for line in text.splitlines():
-        if m := re.fullmatch(r"# HELP (\w+) (\S.*)", line):
-            assert m[1] not in helps
-            helps[m[1]] = m[2]
-        elif m := re.fullmatch(r"# TYPE (\w+) (counter|gauge|histogram)", line):
-            assert m[1] in helps and m[1] not in kinds, line
-            kinds[m[1]] = m[2]
-        else:
-            m = re.fullmatch(r'(\w+)((?:\{[a-z_]+="[^"]*"(?:,[a-z_]+="[^"]*")*\})?) (\S+)', line)
-            assert m and m[1] + m[2] not in values, line
-            values[m[1] + m[2]] = float(m[3])
-    return {name: (kinds[name], helps[name]) for name in kinds}, values
-
-
-def histogram(values, name):
-    """[(le, count)] with the last for all, the sum; what must hold of one holds."""
-    buckets = [
-        (float(m[1]), v) for k, v in values.items() if (m := re.fullmatch(name + r'_bucket\{le="(.+)"\}', k))
-    ]
-    assert [le for le, _ in buckets] == sorted(le for le, _ in buckets) and buckets[-1][0] == float("inf")
-    assert [n for _, n in buckets] == sorted(n for _, n in buckets)
-    assert buckets[-1][1] == values[name + "_count"]
-    return buckets, values[name + "_sum"]
-
-
 @pytest.mark.store
 async def test_batches_of_the_store(dac, mock):
     thread = await dac.thread()
@@ -192,16 +165,14 @@ async def test_batches_of_the_store(dac, mock):
 
 
 async def test_names_and_help_of_metrics(dac):
-    """As promtool would have them: counters say _total, nothing else does; help for each; no name
-    of the store's has a unit that is abbreviated or no base unit."""
+    """Counters say _total, nothing else does; help for each; units are base units and whole words."""
     metrics, values = read_metrics((await dac.get("/metrics")).text)
     for name, (kind, text) in metrics.items():
-        assert re.fullmatch(r"dac(_[a-z0-9]+)+", name), name
+        assert re.fullmatch(r"(dac|gen_ai)(_[a-z0-9]+)+", name), name
         assert (kind == "counter") == name.endswith("_total"), name
         assert not re.search(r"_(count|sum|bucket|info)$|_(counter|gauge|histogram)(_|$)", name), name
         assert text and not text.endswith("."), name
-        if re.match("dac_(store|spool)_", name):
-            assert not re.search(r"_(ms|us|ns|s|sec|b|kb|mb|milliseconds|kilobytes)(_|$)", name), name
+        assert not re.search(r"_(ms|us|ns|s|sec|b|kb|mb|milliseconds|kilobytes)(_|$)", name), name
     names = {series.split("{")[0] for series in values}
     series_of = {n if n in metrics else re.sub(r"_(bucket|sum|count)$", "", n) for n in names}
     assert series_of == set(metrics), series_of ^ set(metrics)
