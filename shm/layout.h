@@ -31,6 +31,7 @@
 #define SHM_NAME_SIZE      64u
 #define SHM_LIVE_MAX       48u  /* settings that change while the service runs */
 #define SHM_CONTROL_SIZE   108u /* of a unix socket's path */
+#define SHM_CANCELS        8u
 #define SHM_KEY_SIZE       32u
 #define SHM_TIMING_BUCKETS 17u /* of a histogram; the last one has no bound */
 #define SHM_ALIGNED        _Alignas(64)
@@ -373,9 +374,11 @@ struct shm_header {
     shm_u32 renewals;   /* segments of this instance before this one [W: master] */
     /* Processes started again, by enum slot_kind and reason [W: master]. */
     shm_u64 restarts[SHM_KINDS][RESTART_REASON_COUNT];
-    shm_u64 reconnect_grace_ns;     /* the setting, for who looks on [W: master] */
-    shm_u64 live_seq;               /* odd while `live` is written [W: master] */
-    shm_u64 live[SHM_LIVE_MAX];     /* relaxed [W: master] */
+    shm_u64 reconnect_grace_ns; /* the setting, for who looks on [W: master] */
+    shm_u64 live_seq;           /* odd while `live` is written [W: master] */
+    shm_u64 live[SHM_LIVE_MAX]; /* relaxed [W: master] */
+    shm_u64 cancel_seq; /* turns whose end an operator asked for; release [W: master] */
+    shm_u64 cancels[SHM_CANCELS][2]; /* their ids, the last ones; relaxed [W: master] */
     char control[SHM_CONTROL_SIZE]; /* path of the master's socket, "": none; written once
                                      * before the first child */
     struct shm_store store;         /* [W: recorder] */

@@ -18,4 +18,12 @@ void live_publish(struct shm *shm, const uint64_t *words, size_t n);
  * again at the next beat. */
 bool live_read(const struct shm *shm, uint64_t *seen, uint64_t words[SHM_LIVE_MAX]);
 
+/* Master: asks workers to stop a turn. They do not wait for each other: the first one
+ * that finds it asks its owner. */
+void live_ask_cancel(struct shm *shm, const uint8_t turn[16]);
+/* A worker: the turn that was asked for as number `*seen`, which the caller raises by one
+ * when he has dealt with it; begin with the header's `cancel_seq`. False: none. Of more
+ * than SHM_CANCELS at once the oldest are lost; who asked sees that they go on. */
+bool live_next_cancel(const struct shm *shm, uint64_t *seen, uint8_t turn[16]);
+
 #endif

@@ -1,7 +1,8 @@
 /*
  * dacctl: looks at an instance from outside. It maps the segment read-only, so it can
  * disturb nobody, and needs no answer from anyone: it works on a service that stands
- * still, or is dead. Three commands are about the database and need no instance at all.
+ * still, or is dead. What changes something is asked of the master. Three commands are
+ * about the database and need no instance at all.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -19,16 +20,26 @@
 #define SHM_FOLDER "/dev/shm/"
 
 static const char usage[] =
-    "Usage: dacctl [-n NAME] [--json] COMMAND\n"
+    "Usage: dacctl [-n NAME] [--json] COMMAND [TURN]\n"
     "       dacctl [-c FILE | -d DATABASE] migrate [--dry-run | --print-roles]\n"
     "       dacctl [-c FILE | -d DATABASE] prune --older-than AGE [--dry-run]\n"
     "       dacctl [-c FILE | -d DATABASE] spool SPOOL [--all] [--dry-run]\n"
-    "Looks at a dacd from outside, read-only; looks after its database.\n"
+    "Looks at a dacd from outside, read-only; asks its master for changes; looks after "
+    "its\n"
+    "database.\n"
     "\n"
     "  status    processes, flights by state, memory, providers, counters\n"
     "  flights   one line per flight in memory\n"
     "  check     every structure, of a dead instance's memory too: says what is wrong;\n"
     "            exits 0: nothing, 1: something, 2: there was nothing to look at\n"
+    "  reload    has the configuration read again, and says what came of it; exits 0: it "
+    "is\n"
+    "            in effect, or waits for old workers to end; 1: refused, nothing has "
+    "changed;\n"
+    "            2: the master cannot be reached\n"
+    "  drain     stops the service once its streams have ended; waits for it\n"
+    "  cancel    stops TURN, whosever it is; exits 0: it has ended, 1: it is not there,\n"
+    "            2: the master cannot be reached, 3: it runs on\n"
     "  migrate   brings the database up to date, as dacd does when it starts\n"
     "  prune     deletes what ended longer ago than AGE (90d), in small batches\n"
     "  spool     moves what waits in a spool that was set aside to the database\n"
@@ -54,19 +65,24 @@ static const struct command {
     int (*run)(struct shm *shm, const char *name, bool json, struct buf *out);
     int no_segment; /* what to exit with if there is none to look at */
     int (*run_on_store)(const struct store_arguments *args); /* instead of `run` */
-    bool takes_file;
+    const char *takes; /* what stands behind it, NULL: nothing */
+    bool asks_master;  /* `run` gets that word, not the instance's name */
 } commands[] = {
-    {"status", dacctl_status, 1, NULL, false},
-    {"flights", dacctl_flights, 1, NULL, false},
-    {"check", dacctl_check, 2, NULL, false},
-    {"migrate", NULL, 1, dacctl_migrate, false},
-    {"prune", NULL, 1, dacctl_prune, false},
-    {"spool", NULL, 1, dacctl_spool, true},
+    {"status", dacctl_status, 1, NULL, NULL, false},
+    {"flights", dacctl_flights, 1, NULL, NULL, false},
+    {"check", dacctl_check, 2, NULL, NULL, false},
+    {"reload", dacctl_reload, 2, NULL, NULL, true},
+    {"drain", dacctl_drain, 2, NULL, NULL, true},
+    {"cancel", dacctl_cancel, 2, NULL, "the id of one turn", true},
+    {"migrate", NULL, 1, dacctl_migrate, NULL, false},
+    {"prune", NULL, 1, dacctl_prune, NULL, false},
+    {"spool", NULL, 1, dacctl_spool, "one file", false},
 };
 
 struct arguments {
     const char *name; /* NULL: the only instance */
     bool json;
+    const char *word; /* what stands behind the command; "": nothing */
     struct store_arguments store;
     const struct command *command;
 };
@@ -142,12 +158,13 @@ static int parse_arguments(int argc, char **argv, struct arguments *out)
         fprintf(stderr, "dacctl: unknown command \"%s\"\n\n%s", argv[optind], usage);
         return 1;
     }
-    if (optind + 1 + out->command->takes_file != argc) {
+    if (optind + 1 + (out->command->takes != NULL) != argc) {
         fprintf(stderr, "dacctl: %s takes %s\n\n%s", out->command->name,
-                out->command->takes_file ? "one file" : "nothing behind it", usage);
+                out->command->takes ? out->command->takes : "nothing behind it", usage);
         return 1;
     }
-    out->store.file = out->command->takes_file ? argv[optind + 1] : NULL;
+    out->word = out->command->takes ? argv[optind + 1] : "";
+    out->store.file = out->word;
     return -1;
 }
 
@@ -186,7 +203,8 @@ static int run(const struct arguments *args, const char *name)
         fprintf(stderr, "dacctl: %s\n", why);
         return args->command->no_segment;
     }
-    rc = args->command->run(&shm, name, args->json, &out);
+    rc = args->command->run(&shm, args->command->asks_master ? args->word : name,
+                            args->json, &out);
     if (out.failed) {
         fputs("dacctl: out of memory\n", stderr);
         rc = args->command->no_segment;

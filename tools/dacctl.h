@@ -17,4 +17,9 @@ int dacctl_flights(struct shm *shm, const char *name, bool json, struct buf *out
 /* Puts a copy in the place of a dead segment, and brings that to rest. */
 int dacctl_check(struct shm *shm, const char *name, bool json, struct buf *out);
 
+/* Asked of the master; `word` is what stands behind the command. */
+int dacctl_reload(struct shm *shm, const char *word, bool json, struct buf *out);
+int dacctl_drain(struct shm *shm, const char *word, bool json, struct buf *out);
+int dacctl_cancel(struct shm *shm, const char *word, bool json, struct buf *out);
+
 #endif

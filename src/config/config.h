@@ -121,6 +121,7 @@ struct config {
     uint32_t max_connections;         /* of clients, over all workers */
     uint64_t watchdog_timeout_ns;     /* a process without a heartbeat is killed */
     int log_level;                    /* enum log_level */
+    char *control;                    /* the master's socket; NULL: /run/dac/NAME.sock */
 
     /* [memory] */
     uint64_t shm_size_bytes; /* of the segment */

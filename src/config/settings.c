@@ -76,6 +76,10 @@ const struct setting settings[] = {
     {SERVER(drain_timeout_ns), .name = "drain_timeout", .type = SETTING_DURATION,
      .def = "60s", .min = 0, .max = DAY, .reload = SETTING_IN_PLACE,
      .help = "for running streams to end when the service stops"},
+    {SERVER(control), .name = "control", .type = SETTING_PATH, .def = "",
+     .reload = SETTING_RESTART,
+     .help = "unix socket for dacctl reload, drain and cancel; by default "
+             "/run/dac/NAME.sock"},
     {SERVER(max_connections), .name = "max_connections", .type = SETTING_INT,
      .def = "10000", .min = 1, .max = 1000000, .reload = SETTING_IN_PLACE,
      .help = "open client connections of all workers together"},

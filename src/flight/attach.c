@@ -60,20 +60,20 @@ struct local_flight *attach_local(struct flights *fl, struct flight_ref ref,
     return lf;
 }
 
-/* Finds the turn and makes this worker a reader of it. */
+/* Finds the turn and makes this worker a reader of it. `org` NULL: whosever it is. */
 static enum dac_err attach(struct flights *fl, const struct id *turn, const char *org,
                            struct local_flight **out)
 {
     uint8_t org_digest[16];
     struct flight_ref ref;
-    enum dac_err e = key_org(org, org_digest);
+    enum dac_err e = org ? key_org(org, org_digest) : DAC_OK;
 
     if (e != DAC_OK)
         return e;
     if (!index_find_turn(fl->shm, turn->b, &ref))
         return DAC_E_NOT_FOUND;
     const struct shm_flight *f = flight_at(fl->shm, ref.index);
-    if (memcmp(f->org, org_digest, sizeof org_digest) != 0 ||
+    if ((org && memcmp(f->org, org_digest, sizeof org_digest) != 0) ||
         atomic_load(&f->kind) != FLIGHT_TURN)
         return DAC_E_NOT_FOUND;
     e = index_attach(fl->shm, ref, turn->b);
@@ -156,6 +156,31 @@ static enum dac_err add_attached(struct local_flight *lf, const struct dialect *
     return DAC_OK;
 }
 
+static void ask_to_stop(struct local_flight *lf)
+{
+    struct shm *shm = lf->fl->shm;
+
+    flight_ask_cancel(shm, lf->ref.index);
+    wake_owner(shm, lf->ref.index);
+    wake_recorder(shm, lf->ref.index); /* an orphan has no owner */
+    if (lf->fetch)
+        fetch_check(lf->fetch);
+}
+
+enum dac_err flights_cancel(struct flights *fl, const struct id *turn)
+{
+    struct local_flight *lf;
+    enum dac_err e = attach(fl, turn, NULL, &lf);
+
+    if (e != DAC_OK)
+        return e;
+    lf->running = true;
+    ask_to_stop(lf);
+    lf->running = false;
+    local_schedule(lf); /* it settles: nobody may listen here */
+    return DAC_OK;
+}
+
 enum dac_err flights_attach(struct flights *fl, const struct id *turn, const char *org,
                             const struct dialect *dialect, bool cancel,
                             struct http_exchange *ex)
@@ -167,13 +192,8 @@ enum dac_err flights_attach(struct flights *fl, const struct id *turn, const cha
         return e;
     lf->running = true;
     e = add_attached(lf, dialect, NULL, NULL, ex);
-    if (e == DAC_OK && cancel) {
-        flight_ask_cancel(fl->shm, lf->ref.index);
-        wake_owner(fl->shm, lf->ref.index);
-        wake_recorder(fl->shm, lf->ref.index); /* an orphan has no owner */
-        if (lf->fetch)
-            fetch_check(lf->fetch);
-    }
+    if (e == DAC_OK && cancel)
+        ask_to_stop(lf);
     lf->running = false;
     local_schedule(lf);
     return e;

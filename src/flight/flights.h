@@ -32,6 +32,9 @@ void flights_free(struct flights *fl);
 /* Every 250 ms, from the worker's beat: looks at every flight it reads, dirty or not;
  * graces, comment pings, waits that are over. */
 void flights_tick(struct flights *fl, uint64_t now_ns);
+/* An operator says stop: asks the turn's owner to end it, whosever it is.
+ * DAC_E_NOT_FOUND: it is not in memory; DAC_E_BUSY: try again. */
+enum dac_err flights_cancel(struct flights *fl, const struct id *turn) DAC_CHECK;
 /* Clients and upstream calls of this worker; 0: a drain is over. */
 size_t flights_active(const struct flights *fl);
 /* The drain timeout is over: ends every fetch as incomplete ("shutting_down"), tells

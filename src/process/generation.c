@@ -5,6 +5,7 @@
 #include "process/generation.h"
 
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -74,6 +75,8 @@ enum dac_err generation_start(struct generation *g, const struct generation_part
     e = supervise_init(&g->sup, parts->config, parts->listeners);
     if (e != DAC_OK)
         return e;
+    if (parts->control)
+        snprintf(g->shm.hdr->control, sizeof(g->shm.hdr->control), "%s", parts->control);
     live_publish(&g->shm, words, config_live_words(parts->config, words));
     supervise_want(&g->sup, SLOT_RECORDER, true);
     enter(g, GENERATION_RECORDER, now_ns);

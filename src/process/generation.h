@@ -63,6 +63,7 @@ struct generation_parts {
     struct config *config;
     struct listeners *listeners;
     const struct privileges *privileges;
+    const char *control;  /* path of the control socket, "" or NULL: none */
     child_hook *in_child; /* see struct supervisor */
     void *in_child_arg;
 };

@@ -28,6 +28,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "process/control.h"
 #include "process/limits.h"
 #include "process/notify.h"
 #include "process/reload.h"
@@ -45,6 +46,7 @@ struct master {
     struct generation_parts parts;
     struct renewal renewal;
     struct reload reload;
+    struct control control;
     int signal_fd;
     uint64_t next_tick_ns;
     bool ready;    /* it was */
@@ -147,12 +149,12 @@ static void read_signals(struct master *m, uint64_t now_ns)
 
 static void wait_for_events(struct master *m)
 {
-    struct pollfd fds[1 + DAC_ARRAY_LEN(m->gens.all)] = {
+    struct pollfd fds[2 + CONTROL_CLIENTS + DAC_ARRAY_LEN(m->gens.all)] = {
         {.fd = m->signal_fd, .events = POLLIN}};
     uint64_t now = clock_now_ns();
     uint64_t until = renew_next(&m->renewal, now);
     uint64_t wait_ns;
-    nfds_t n = 1;
+    nfds_t n = 1 + control_fds(&m->control, fds + 1);
 
     FOR_EACH_GENERATION(g, m)
     {
@@ -211,6 +213,10 @@ static void step(struct master *m, uint64_t now_ns)
     generation_step(g, now_ns);
     if (m->stopping)
         return;
+    if (m->control.drain_asked) {
+        begin_stop(m, now_ns);
+        return;
+    }
     if (!m->ready && serving->phase == GENERATION_READY)
         become_ready(m);
     if (!reload_comes(&m->reload))
@@ -243,7 +249,9 @@ static void loop(struct master *m)
         supervise_read_reports(&g->sup);
         reap(m, now);
         tick(m, now);
+        control_step(&m->control, now); /* what is asked */
         step(m, now);
+        control_step(&m->control, now); /* what came of it */
     }
 }
 
@@ -331,6 +339,7 @@ static void forget_others(void *arg, const struct supervisor *s,
     struct running *all[] = {m->reload.now, m->reload.coming, m->reload.leaving};
 
     close(m->signal_fd);
+    control_forget(&m->control);
     for (size_t i = 0; i < DAC_ARRAY_LEN(all); i++)
         if (all[i] && &all[i]->listeners != own)
             listeners_drop(&all[i]->listeners, own, false);
@@ -359,6 +368,7 @@ static enum dac_err start(struct master *m, bool replaced)
     m->parts = (struct generation_parts){.config = now->config,
                                          .listeners = &now->listeners,
                                          .privileges = &m->privileges,
+                                         .control = m->control.path,
                                          .in_child = forget_others,
                                          .in_child_arg = m};
     m->renewal.gens = m->reload.gens = &m->gens;
@@ -394,11 +404,16 @@ static int run(struct master *m)
     m->gens.serving = &m->gens.all[0];
     if (make_segment(m, &replaced) != DAC_OK)
         return rc;
-    if (start(m, replaced) == DAC_OK) {
+    m->control.reload = &m->reload;
+    m->control.gens = &m->gens;
+    if (control_open(&m->control, cfg, &m->privileges, why, sizeof(why)) != DAC_OK)
+        log_error(0, "%s", why);
+    else if (start(m, replaced) == DAC_OK) {
         loop(m);
         log_info(0, "stopped");
         rc = m->exit_code;
     }
+    control_close(&m->control);
     for (size_t i = 0; i < DAC_ARRAY_LEN(m->gens.all); i++) {
         if (m->gens.all[i].shm.hdr)
             generation_free(&m->gens.all[i]);
@@ -408,7 +423,7 @@ static int run(struct master *m)
 
 int master_run(const char *path, struct config *cfg)
 {
-    struct master m = {.signal_fd = -1, .reload.path = path};
+    struct master m = {.signal_fd = -1, .reload.path = path, .control.fd = -1};
     int rc = EXIT_START;
 
     log_set_identity("master");

@@ -26,6 +26,7 @@
 #include "base/log.h"
 #include "flight/flights.h"
 #include "http/http.h"
+#include "shm/live.h"
 #include "shm/slot.h"
 #include "store/store.h"
 #include "upstream/upstream.h"
@@ -50,6 +51,7 @@ struct worker {
     struct child_stop stop;
     uint32_t kicks;         /* as last seen in the header */
     uint64_t live_seen;     /* see child_live() */
+    uint64_t cancel_seen;   /* see live_next_cancel() */
     bool served;            /* its ordinal was its own once */
     uint64_t draining_ns;   /* since when, 0: not draining */
     uint64_t ending_ns;     /* since when drain_timeout counts, 0: it does not */
@@ -210,10 +212,17 @@ static void on_drain(evutil_socket_t fd, short what, void *arg)
         event_base_loopbreak(w->base);
 }
 
-/* What changes in place, and a new set of workers. */
+/* What an operator asks for: turns to stop, values in place, a new set of workers. */
 static void look_at_changes(struct worker *w)
 {
     struct http_limits limits;
+    struct id turn;
+
+    while (live_next_cancel(w->shm, &w->cancel_seen, turn.b)) {
+        if (flights_cancel(w->flights, &turn) == DAC_E_BUSY)
+            break;
+        w->cancel_seen++;
+    }
 
     if (child_live(w->ctx, &w->live_seen)) {
         fill_limits(w->ctx->config, &limits);
@@ -359,6 +368,7 @@ int worker_run(const struct child_context *ctx)
                         why[0] ? why : strerror(errno));
         goto out;
     }
+    w.cancel_seen = atomic_load(&w.shm->hdr->cancel_seq);
     slot_beat(ctx->shm, clock_now_ns());
     choose_sockets(&w, clock_now_ns());
     child_ready(ctx);

@@ -112,6 +112,7 @@ class Dacd:
                 "workers": workers,
                 "env_file": self.env_file,
                 "drain_timeout": "5s",
+                "control": self.folder / "control.sock",
             },
             "store": {"sqlite": self.db_path, "spool": self.folder / "spool.db"},
         }
