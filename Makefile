@@ -42,7 +42,7 @@ say = @printf '  %-6s %s\n'
 endif
 
 # These need no configuration; what needs one they get by calling make again.
-FREE_GOALS := help deps clean distclean dist format check check-asan check-tsan coverage fuzz model demo
+FREE_GOALS := help deps clean distclean dist deb format check check-asan check-tsan coverage fuzz model demo
 ifneq ($(filter-out $(FREE_GOALS),$(or $(MAKECMDGOALS),all)),)
 include $(CONF)/config.mk
 endif
@@ -311,6 +311,7 @@ demo: ## a real model, one question, 50 clients (MODEL=mock: without the model)
 # Where systemd looks below any usual prefix.
 unitdir := $(prefix)/lib/systemd/system
 sysusersdir := $(prefix)/lib/sysusers.d
+tmpfilesdir := $(prefix)/lib/tmpfiles.d
 
 .PHONY: install
 install: all ## install into $(DESTDIR)$(prefix)
@@ -319,12 +320,22 @@ install: all ## install into $(DESTDIR)$(prefix)
 	install -m 755 $(BUILD)/dacd $(DESTDIR)$(sbindir)/dacd
 	install -m 755 $(filter-out $(BUILD)/dacd,$(BINARIES)) $(DESTDIR)$(bindir)
 	install -m 644 etc/dac.conf.sample $(DESTDIR)$(sysconfdir)/dac/dac.conf.sample
-	install -m 644 README.md CHANGELOG.md LICENSE docs/design.md docs/audit.md docs/store.md $(DESTDIR)$(docdir)
-	install -d $(DESTDIR)$(unitdir) $(DESTDIR)$(sysusersdir)
+	install -m 644 README.md CHANGELOG.md LICENSE docs/design.md docs/audit.md docs/store.md docs/install.md \
+	    $(DESTDIR)$(docdir)
+	install -d $(DESTDIR)$(unitdir) $(DESTDIR)$(sysusersdir) $(DESTDIR)$(tmpfilesdir)
 	sed 's,/usr/sbin/,$(sbindir)/,; s,/etc/dac/,$(sysconfdir)/dac/,' systemd/dacd.service \
 	    >$(DESTDIR)$(unitdir)/dacd.service
 	chmod 644 $(DESTDIR)$(unitdir)/dacd.service
 	install -m 644 systemd/dac.sysusers $(DESTDIR)$(sysusersdir)/dac.conf
+	install -m 644 systemd/dac.tmpfiles $(DESTDIR)$(tmpfilesdir)/dac.conf
+	install -d $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man8
+	install -m 644 docs/man/*.1 $(DESTDIR)$(mandir)/man1
+	install -m 644 docs/man/*.8 $(DESTDIR)$(mandir)/man8
+
+# In a copy of what git knows, which stays for the next time: make there builds what changed.
+.PHONY: deb
+deb: ## Debian packages, in BUILD/deb (tools/install-deps.sh package)
+	@tools/build-deb.sh $(BUILD)/deb
 
 .PHONY: dist
 dist: configure ## a source archive with configure inside

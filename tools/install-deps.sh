@@ -8,6 +8,7 @@
 #   tools/install-deps.sh system     only the Debian packages of `check`
 #   tools/install-deps.sh venv       only .venv (Python and Node packages, promtool)
 #   tools/install-deps.sh model-checker   compiler and spin, for tests/model
+#   tools/install-deps.sh package    compiler, libraries and what builds the Debian package
 #   tools/install-deps.sh systemd    what boots a systemd, for tests/systemd
 #   tools/install-deps.sh model      only .demo/llm; exits 3 where it cannot be had
 #
@@ -22,6 +23,7 @@ build_packages="build-essential autoconf pkg-config libevent-dev libcurl4-openss
 check_packages="$build_packages clang clang-format libclang-rt-14-dev cppcheck shellcheck
     sqlite3 curl jq openssl procps python3-venv postgresql pgbouncer"
 demo_packages="$build_packages sqlite3 curl jq openssl procps python3-venv libgomp1 libstdc++6"
+package_packages="$build_packages debhelper lintian"
 systemd_packages="mmdebstrap systemd-container util-linux tar"
 model_checker_packages="build-essential spin"
 node_packages="openai@7.57.0"
@@ -164,7 +166,8 @@ check)
     ;;
 venv) install_venv ;;
 demo) install_packages "$demo_packages" ;;
-systemd) install_packages "$systemd_packages" ;;
+package) install_packages "$package_packages" ;;
+systemd) install_packages "$package_packages $systemd_packages" ;;
 model-checker) install_packages "$model_checker_packages" ;;
 model) install_model ;;
 *)
