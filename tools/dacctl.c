@@ -1,8 +1,8 @@
 /*
  * dacctl: looks at an instance from outside. It maps the segment read-only, so it can
  * disturb nobody, and needs no answer from anyone: it works on a service that stands
- * still, or is dead. What changes something is asked of the master. Three commands are
- * about the database and need no instance at all.
+ * still, or is dead. What changes something is asked of the master. Those
+ * about the database or the configuration need no instance at all.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -14,6 +14,7 @@
 
 #include "config.h"
 #include "dacctl.h"
+#include "dacctl_config.h"
 #include "dacctl_store.h"
 
 #define OUTPUT_MAX (UINT64_C(64) << 20)
@@ -24,6 +25,7 @@ static const char usage[] =
     "       dacctl [-c FILE | -d DATABASE] migrate [--dry-run | --print-roles]\n"
     "       dacctl [-c FILE | -d DATABASE] prune --older-than AGE [--dry-run]\n"
     "       dacctl [-c FILE | -d DATABASE] spool SPOOL [--all] [--dry-run]\n"
+    "       dacctl [-c FILE] [--json] config show | explain [NAME] | diff [FILE]\n"
     "Looks at a dacd from outside, read-only; asks its master for changes; looks after "
     "its\n"
     "database.\n"
@@ -43,11 +45,15 @@ static const char usage[] =
     "  migrate   brings the database up to date, as dacd does when it starts\n"
     "  prune     deletes what ended longer ago than AGE (90d), in small batches\n"
     "  spool     moves what waits in a spool that was set aside to the database\n"
+    "  config    show: every setting's value and where it came from; explain NAME: what\n"
+    "            a setting is; diff FILE: what a reload would do if FILE took the place\n"
+    "            of -c's (without FILE: what differs from the defaults); diff exits 0:\n"
+    "            nothing differs, 1: something, 2: one of them cannot be used\n"
     "\n"
     "  -n, --name NAME      the instance ([server] name; default: the only one that "
     "runs)\n"
     "      --json           one JSON object instead of tables\n"
-    "  -c, --config FILE    where the database is configured (default: as for dacd)\n"
+    "  -c, --config FILE    the configuration (default: as for dacd)\n"
     "  -d, --database NAME  another one: a libpq connection string or an SQLite file\n"
     "      --all            also what the spool only keeps, and of a damaged one what "
     "can\n"
@@ -77,6 +83,7 @@ static const struct command {
     {"migrate", NULL, 1, dacctl_migrate, NULL, false},
     {"prune", NULL, 1, dacctl_prune, NULL, false},
     {"spool", NULL, 1, dacctl_spool, "one file", false},
+    {"config", NULL, 1, NULL, NULL, false}, /* has commands of its own */
 };
 
 struct arguments {
@@ -85,7 +92,14 @@ struct arguments {
     const char *word; /* what stands behind the command; "": nothing */
     struct store_arguments store;
     const struct command *command;
+    char **words; /* of config, which takes more than one */
+    int word_count;
 };
+
+static bool is_config(const struct command *c)
+{
+    return !c->run && !c->run_on_store;
+}
 
 static const struct command *find_command(const char *name)
 {
@@ -158,6 +172,11 @@ static int parse_arguments(int argc, char **argv, struct arguments *out)
         fprintf(stderr, "dacctl: unknown command \"%s\"\n\n%s", argv[optind], usage);
         return 1;
     }
+    if (is_config(out->command)) {
+        out->words = argv + optind + 1;
+        out->word_count = argc - optind - 1;
+        return -1;
+    }
     if (optind + 1 + (out->command->takes != NULL) != argc) {
         fprintf(stderr, "dacctl: %s takes %s\n\n%s", out->command->name,
                 out->command->takes ? out->command->takes : "nothing behind it", usage);
@@ -225,6 +244,8 @@ int main(int argc, char **argv)
 
     if (rc >= 0)
         return rc;
+    if (is_config(args.command))
+        return dacctl_config(args.store.conf, args.words, args.word_count, args.json);
     if (args.command->run_on_store)
         return args.command->run_on_store(&args.store);
     if (args.name) {

@@ -193,6 +193,11 @@ enum dac_err config_load(const char *path, const char *const *environ,
                          struct config **out, struct config_problems *problems) DAC_CHECK;
 void config_free(struct config *cfg);
 
+/* The configuration of an empty file in an empty environment; with `like`, its providers,
+ * of whom only the names are known. On DAC_OK *out is owned by the caller. DAC_E_NOMEM.
+ */
+enum dac_err config_defaults(const struct config *like, struct config **out) DAC_CHECK;
+
 /* The provider called `name`, or NULL. */
 const struct config_provider *config_provider_find(const struct config *cfg,
                                                    const char *name);
@@ -205,10 +210,7 @@ const struct config_provider *config_provider_for_model(const struct config *cfg
                                                         const char *model);
 
 /* Writes the effective values as a file that could be read again, each with where it came
- * from; secrets are masked. */
+ * from; secrets are masked. More of the kind: config/describe.h. */
 void config_print(const struct config *cfg, FILE *out);
-/* Writes the table of all settings in Markdown: name, default, range, when a change takes
- * effect, help. */
-void config_describe(FILE *out);
 
 #endif

@@ -50,21 +50,34 @@ static uint32_t usable_cores(void)
 
 /* --- [server] ----------------------------------------------------------------------- */
 
-static void finish_name(struct load *l)
+void load_derived(struct load *l)
 {
     struct config *cfg = l->cfg;
     char name[CONFIG_NAME_MAX + 1];
-    size_t n;
 
-    if (!cfg->name) {
-        if (cfg->listen.count == 0)
-            return;
+    if (cfg->workers == 0)
+        cfg->workers = usable_cores();
+    if (!cfg->name && cfg->listen.count > 0) {
         address_instance_name(&cfg->listen.items[0], name);
         cfg->name = strdup(name);
         if (!cfg->name)
             l->nomem = true;
-        return;
     }
+    for (size_t i = 0; i < cfg->provider_count; i++) {
+        struct config_provider *p = &cfg->providers[i];
+
+        if (p->burst == 0)
+            p->burst = p->rps > 1 ? (uint32_t)ceil(p->rps) : 1;
+    }
+}
+
+static void check_name(struct load *l)
+{
+    const struct config *cfg = l->cfg;
+    size_t n;
+
+    if (!cfg->name)
+        return;
     n = strspn(cfg->name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
                           "0123456789._-");
     if (cfg->name[n] != '\0' || n > CONFIG_NAME_MAX || cfg->name[0] == '.')
@@ -187,8 +200,6 @@ static void finish_provider(struct load *l, struct config_provider *p)
     if (p->ca_file)
         read_roots(l, p);
     p->slot = (uint32_t)(p - l->cfg->providers);
-    if (p->burst == 0)
-        p->burst = p->rps > 1 ? (uint32_t)ceil(p->rps) : 1;
 }
 
 /* Two names that differ only in what variables cannot tell apart. */
@@ -300,9 +311,8 @@ void load_finish(struct load *l)
 {
     struct config *cfg = l->cfg;
 
-    if (cfg->workers == 0)
-        cfg->workers = usable_cores();
-    finish_name(l);
+    load_derived(l);
+    check_name(l);
     finish_user(l);
     for (size_t i = 0; i < cfg->provider_count; i++)
         finish_provider(l, &cfg->providers[i]);

@@ -18,11 +18,6 @@ _Static_assert((int)CONFIG_IN_PLACE == SETTING_IN_PLACE &&
 
 #define VALUE_MAX (1u << 20)
 
-static bool is_of_provider(const struct setting *s)
-{
-    return s->section && strcmp(s->section, "provider") == 0;
-}
-
 /* --- differences -------------------------------------------------------------------- */
 
 struct diff {
@@ -79,7 +74,7 @@ static void compare_provider(struct diff *d, const struct config_provider *from,
 
     snprintf(section, sizeof(section), "provider.%s", to->name);
     for (size_t i = 0; i < setting_count; i++)
-        if (is_of_provider(&settings[i]))
+        if (setting_of_provider(&settings[i]))
             compare(d, &settings[i], section, from, to);
     if (!is_same(from->api_key, to->api_key)) {
         snprintf(name, sizeof(name), "%s API key", section);
@@ -134,7 +129,7 @@ size_t config_diff(const struct config *from, const struct config *to,
     for (size_t i = 0; i < setting_count; i++) {
         const struct setting *s = &settings[i];
 
-        if (!is_of_provider(s) && !is_derived(s, i, from, to))
+        if (!setting_of_provider(s) && !is_derived(s, i, from, to))
             compare(&d, s, s->section ? s->section : "", from, to);
     }
     compare_providers(&d, from, to);
@@ -196,7 +191,7 @@ enum dac_err config_keep_fixed(struct config *cfg, const struct config *old)
     for (size_t i = 0; i < setting_count; i++) {
         enum dac_err e;
 
-        if (settings[i].reload != SETTING_RESTART || is_of_provider(&settings[i]))
+        if (settings[i].reload != SETTING_RESTART || setting_of_provider(&settings[i]))
             continue;
         e = keep(&settings[i], cfg, old);
         if (e != DAC_OK)
@@ -211,7 +206,7 @@ enum dac_err config_keep_fixed(struct config *cfg, const struct config *old)
 
 static bool is_live(const struct setting *s)
 {
-    return s->reload == SETTING_IN_PLACE && !is_of_provider(s) && member_size(s) > 0;
+    return s->reload == SETTING_IN_PLACE && !setting_of_provider(s) && member_size(s) > 0;
 }
 
 size_t config_live_words(const struct config *cfg, uint64_t words[CONFIG_LIVE_MAX])

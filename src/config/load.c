@@ -40,9 +40,8 @@ static void load_defaults(struct load *l, struct config_provider *provider)
 {
     for (size_t i = 0; i < setting_count; i++) {
         const struct setting *s = &settings[i];
-        bool of_provider = s->section && strcmp(s->section, "provider") == 0;
 
-        if (s->def && of_provider == (provider != NULL))
+        if (s->def && setting_of_provider(s) == (provider != NULL))
             load_setting(l, s, provider, s->def, (struct config_origin){0}, l->file);
     }
 }
@@ -262,4 +261,42 @@ enum dac_err config_load(const char *path, const char *const *environ,
     else
         config_free(l.cfg);
     return rc;
+}
+
+/* A provider that has nothing but its name. */
+static void add_defaults(struct load *l, const char *name)
+{
+    struct config_provider *p = &l->cfg->providers[l->cfg->provider_count];
+
+    p->name = strdup(name);
+    if (!p->name) {
+        l->nomem = true;
+        return;
+    }
+    p->slot = (uint32_t)l->cfg->provider_count++;
+    load_defaults(l, p);
+}
+
+enum dac_err config_defaults(const struct config *like, struct config **out)
+{
+    struct config_problems none = {0}; /* a default is never one */
+    struct load l = {.problems = &none, .file = ""};
+
+    *out = NULL;
+    l.cfg = calloc(1, sizeof(*l.cfg));
+    if (!l.cfg)
+        return DAC_E_NOMEM;
+    l.cfg->path = strdup("(defaults)");
+    l.nomem = !l.cfg->path;
+    load_defaults(&l, NULL);
+    for (size_t i = 0; like && i < like->provider_count; i++)
+        add_defaults(&l, like->providers[i].name);
+    load_derived(&l);
+    DAC_ASSERT(none.errors == 0);
+    if (l.nomem) {
+        config_free(l.cfg);
+        return DAC_E_NOMEM;
+    }
+    *out = l.cfg;
+    return DAC_OK;
 }

@@ -41,7 +41,9 @@ void load_include(void *arg, unsigned line, const char *pattern);
 const char *load_file_of(const struct load *l, const struct config_origin *o);
 /* Applies the environment and the env file. */
 void load_variables(struct load *l, const char *const *environ);
-/* Derives what was left to us, reads key files, checks what no single setting decides. */
+/* Derives what was left to us from the other values. */
+void load_derived(struct load *l);
+/* The same, reads the files that settings name, checks what no single setting decides. */
 void load_finish(struct load *l);
 
 /* PROVIDER + suffix as its variable is called: "open-ai", "_RPS" is "OPEN_AI_RPS". */

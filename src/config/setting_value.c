@@ -11,6 +11,8 @@
 #include "config/address.h"
 #include "config/value.h"
 
+#define RATE_MIN "0.0001" /* below it GCRA's interval would not fit its word */
+
 /* Member access by offset; every member has the type that its setting names. */
 static void *member(const struct setting *s, void *base)
 {
@@ -54,11 +56,9 @@ static enum dac_err out_of_range(const struct setting *s, const char *value,
     struct buf fault = BUF_INIT(256);
 
     buf_puts(&fault, "is out of range; choose ");
-    setting_put_number(s, s->min, &fault);
-    buf_puts(&fault, " to ");
-    setting_put_number(s, s->max, &fault);
-    if (s->automatic)
-        buf_printf(&fault, ", or %s", s->automatic);
+    setting_put_range(s, &fault);
+    if (s->type == SETTING_RATE)
+        buf_puts(&fault, " for no limit");
     if (!buf_cstr(&fault)) {
         buf_free(&fault);
         return DAC_E_NOMEM;
@@ -109,10 +109,8 @@ static enum dac_err parse_rate(const struct setting *s, void *base, const char *
 
     if (!value_parse_rate(value, &v))
         return invalid(s, value, "is not a number; write it like 10 or 0.5", why);
-    /* Below this GCRA's interval would not fit its word. */
-    if ((v > 0 && v < 0.0001) || v > (double)s->max)
-        return invalid(
-            s, value, "is out of range; choose 0.0001 to 100000, or 0 for no limit", why);
+    if ((v > 0 && v < strtod(RATE_MIN, NULL)) || v > (double)s->max)
+        return out_of_range(s, value, why);
     *(double *)member(s, base) = v;
     return DAC_OK;
 }
@@ -331,6 +329,24 @@ void setting_release(const struct setting *s, void *base)
 }
 
 /* --- printing ----------------------------------------------------------------------- */
+
+void setting_put_range(const struct setting *s, struct buf *out)
+{
+    if (s->type == SETTING_ENUM) {
+        for (int i = 0; s->words[i]; i++)
+            buf_printf(out, "%s%s", i > 0 ? ", " : "", s->words[i]);
+    } else if (s->type == SETTING_BOOL) {
+        buf_puts(out, "on, off");
+    } else if (s->type == SETTING_RATE) {
+        buf_printf(out, RATE_MIN " to %llu, or 0", (unsigned long long)s->max);
+    } else if (s->max > 0) {
+        setting_put_number(s, s->min, out);
+        buf_puts(out, " to ");
+        setting_put_number(s, s->max, out);
+        if (s->automatic)
+            buf_printf(out, ", or %s", s->automatic);
+    }
+}
 
 void setting_put_quoted(struct buf *out, const char *s)
 {

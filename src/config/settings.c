@@ -229,6 +229,11 @@ bool setting_section_exists(const char *section)
     return false;
 }
 
+bool setting_of_provider(const struct setting *s)
+{
+    return s->section && strcmp(s->section, "provider") == 0;
+}
+
 /* Whether `d` changes still look like the same word of `n` letters. */
 static bool is_near(unsigned d, size_t n)
 {

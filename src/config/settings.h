@@ -55,6 +55,8 @@ extern const size_t setting_count;
 const struct setting *setting_find(const char *section, const char *name);
 /* Whether a setting of this section exists ("provider" too). */
 bool setting_section_exists(const char *section);
+/* Whether a [provider NAME] has it, not the configuration as a whole. */
+bool setting_of_provider(const struct setting *s);
 /* The nearest name that a typist may have meant, or NULL. */
 const char *setting_suggest(const char *section, const char *name);
 const char *setting_suggest_section(const char *section);
@@ -71,6 +73,10 @@ void setting_put(const struct setting *s, const void *base, struct buf *out);
 void setting_put_number(const struct setting *s, uint64_t v, struct buf *b);
 /* Releases what the member owns. */
 void setting_release(const struct setting *s, void *base);
+
+/* Appends which values there are, such as "1 to 28, or auto"; nothing where any text will
+ * do. */
+void setting_put_range(const struct setting *s, struct buf *out);
 
 /* Appends `s` so that the parser reads it back: in quotes if it needs them. */
 void setting_put_quoted(struct buf *out, const char *s);

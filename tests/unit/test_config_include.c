@@ -168,8 +168,8 @@ START_TEST(print_names_files)
     f = open_memstream(&text, &n);
     config_print(cfg, f);
     fclose(f);
-    ck_assert_ptr_nonnull(strstr(text, " ; conf.d/10-a.conf line 3\n"));
-    ck_assert_ptr_nonnull(strstr(text, " ; line 2\n"));
+    ck_assert_ptr_nonnull(strstr(text, " ; conf.d/10-a.conf:3\n"));
+    ck_assert_ptr_nonnull(strstr(text, " ; dac.conf:2\n"));
     free(text);
     config_free(cfg);
 }

@@ -1,0 +1,143 @@
+"""`dacctl config`: what is in effect and where it came from, what a setting is, and what a
+reload would do; `dacd -t` agrees."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from lib.dacd import BUILD, write_ini
+
+pytestmark = pytest.mark.own_store
+
+SECRETS = ("sk-canary-1", "hunter2")
+ENV = {"PATH": os.environ["PATH"]}
+
+
+@pytest.fixture
+def conf(tmp_path):
+    """Writes a configuration with secrets in it; conf(sections, name=...) is its path."""
+    key = tmp_path / "key"
+    key.write_text(SECRETS[0] + "\n")
+    key.chmod(0o600)
+    (tmp_path / "dac.env").write_text("# flags\nSTREAM_FANOUT_ENABLED=0\n")
+
+    def write(changes=None, name="dac.conf"):
+        sections = {
+            "server": {"env_file": "dac.env", "workers": 2},
+            "store": {"postgres": f"host=127.0.0.1 port=1 password={SECRETS[1]}"},
+            "provider acme": {"base_url": "http://127.0.0.1:1/v1", "api_key_file": "key"},
+        }
+        for section, settings in (changes or {}).items():
+            sections.setdefault(section, {}).update(settings)
+        write_ini(tmp_path / name, sections)
+        return tmp_path / name
+
+    return write
+
+
+def run(program, *args, exit=0, env=None):
+    p = subprocess.run(
+        [BUILD / program, *args], capture_output=True, text=True, check=False, timeout=60,
+        env={**ENV, **(env or {})},
+    )  # fmt: skip
+    assert p.returncode == exit, p.stdout + p.stderr
+    for secret in SECRETS:
+        assert secret not in p.stdout + p.stderr, f"{program} {args} shows a secret"
+    return p
+
+
+def config(*args, **kw):
+    return run("dacctl", "config", *args, **kw)
+
+
+@pytest.mark.smoke
+def test_show_names_where_each_value_came_from(conf):
+    path = conf()
+    shown = config("show", "-c", path, env={"ACME_BURST": "7", "STREAM_FANOUT_ENABLED": "1"}).stdout
+    lines = {" ".join(line.split()) for line in shown.splitlines()}
+    assert f"workers = 2 ; {path}:3" in lines
+    assert "body_max = 1m ; default" in lines
+    assert "burst = 7 ; environment ACME_BURST" in lines
+    assert f"; STREAM_FANOUT_ENABLED = off ; env file {path.parent}/dac.env:2" in lines
+    assert f"postgres = *** ; {path}:6" in lines
+    assert "; API key: ***" in lines
+    tested = run("dacd", "-t", "-c", path, env={"ACME_BURST": "7"})
+    assert tested.stdout == shown and "the configuration is good" in tested.stderr
+
+
+def test_show_as_json(conf):
+    path = conf()
+    said = json.loads(config("--json", "show", "-c", path, env={"ACME_RPS": "0.5"}).stdout)
+    assert said["file"] == str(path) and said["problems"] == []
+    by_name = {(s["provider"], s["name"]): s for s in said["settings"]}
+    assert by_name["acme", "rps"] == {
+        "name": "rps", "section": "provider", "provider": "acme", "value": "0.5",
+        "source": "environment", "file": None, "line": None, "variable": "ACME_RPS",
+    }  # fmt: skip
+    workers = by_name[None, "workers"]
+    assert (workers["source"], workers["file"], workers["line"]) == ("file", str(path), 3)
+    fanout = by_name[None, "STREAM_FANOUT_ENABLED"]
+    assert (fanout["value"], fanout["source"], fanout["line"]) == ("off", "env_file", 2)
+
+
+def test_problems_are_told_all_at_once(conf):
+    path = conf({"server": {"wrokers": 3, "body_max": "1x"}, "flight": {"error_ttl": "2h"}})
+    expected = [
+        f'{path}:4: unknown setting "wrokers" in [server]; did you mean "workers"?',
+        f'{path}:5: body_max: "1x" is not a size; write it like 4096, 64k, 48m or 1g',
+        f'{path}:15: error_ttl: "2h" is out of range; choose 0s to 1h',
+    ]
+    for p in (run("dacd", "-t", "-c", path, exit=1), config("show", "-c", path, exit=1)):
+        assert p.stderr.splitlines()[:3] == expected and p.stdout == ""
+    said = json.loads(config("show", "--json", "-c", path, exit=1).stdout)
+    assert [f"{p['file']}:{p['line']}: {p['text']}" for p in said["problems"]] == expected
+    assert "settings" not in said
+    config("diff", path, "-c", conf(name="good.conf"), exit=2)
+
+
+def test_explain(conf):
+    assert "range     1 to 28, or auto" in config("explain", "server.workers").stdout
+    said = json.loads(config("explain", "ACME_RPS", "--json").stdout)["settings"]
+    assert [(s["name"], s["reload"], s["variable"]) for s in said] == [("rps", "in_place", "NAME_RPS")]
+    assert 'did you mean "workers"' in config("explain", "wrokers", exit=1).stderr
+    everything = json.loads(config("explain", "--json").stdout)["settings"]
+    shown = json.loads(config("show", "--json", "-c", conf()).stdout)["settings"]
+    assert {s["name"] for s in everything} == {s["name"] for s in shown}
+
+
+def test_diff_says_what_a_reload_would_do(conf):
+    old = conf()
+    new = conf(
+        {
+            "server": {"workers": 3, "log_level": "debug"},
+            "memory": {"shm_size": "64m"},
+            "store": {"postgres": "host=127.0.0.1 port=1 password=other"},
+        },
+        name="new.conf",
+    )
+    assert config("diff", "-c", old, old).stdout == ""
+    assert config("diff", "-c", old, new, exit=1).stdout.splitlines() == [
+        "new workers  server.workers: 2 -> 3",
+        "in place     server.log_level: info -> debug",
+        "restart      memory.shm_size: 48m -> 64m",
+        "restart      store.postgres: *** -> ***",
+        "",
+        "A reload changes 1 in running processes.",
+        "A reload starts new workers for 1; the old ones end their streams first.",
+        "Only a restart of the service changes 2.",
+    ]
+    said = json.loads(config("--json", "diff", "-c", old, new, exit=1).stdout)["changes"]
+    assert said[2] == {"name": "memory.shm_size", "from": "48m", "to": "64m", "reload": "restart"}
+    of_defaults = config("diff", "-c", old, exit=1).stdout
+    assert "provider.acme.base_url: (empty) -> http://127.0.0.1:1/v1" in of_defaults
+    assert "body_max" not in of_defaults
+    config("diff", "-c", old, "/none/dac.conf", exit=2)
+
+
+def test_wrong_calls_exit_otherwise_than_answers():
+    config(exit=2)
+    config("shwo", exit=2)
+    config("show", "x", exit=1)
+    config("diff", "x", "y", exit=2)

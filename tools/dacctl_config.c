@@ -1,0 +1,300 @@
+/*
+ * `dacctl config`: what a configuration says and where each value came from (show), what
+ * a setting is (explain), and what a reload would do about another file (diff). It reads
+ * files and its own environment, as `dacd -t` does, and asks nobody.
+ */
+#include "dacctl_config.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/bytes.h"
+#include "base/json.h"
+#include "config/config.h"
+#include "config/describe.h"
+#include "config/live.h"
+
+#define OUTPUT_MAX (UINT64_C(64) << 20)
+
+enum {
+    EXIT_GOOD = 0,
+    EXIT_BAD = 1,     /* show, explain: it cannot be told */
+    EXIT_DIFFERS = 1, /* diff, as of diff(1) */
+    EXIT_TROUBLE = 2,
+};
+
+static void put_member(const char *name, const char *text, struct buf *out)
+{
+    buf_printf(out, ",\"%s\":", name);
+    if (text)
+        json_put_string(out, text, strlen(text));
+    else
+        buf_puts(out, "null");
+}
+
+/* Prints what was gathered. False: it has said why not. */
+static bool put_out(struct buf *out)
+{
+    bool ok = !out->failed;
+
+    if (!ok) {
+        fputs("dacctl: out of memory\n", stderr);
+    } else if (fwrite(out->data, 1, out->len, stdout) != out->len ||
+               fflush(stdout) != 0) {
+        fprintf(stderr, "dacctl: could not write: %s\n", strerror(errno));
+        ok = false;
+    }
+    buf_free(out);
+    return ok;
+}
+
+/* --- reading ------------------------------------------------------------------------ */
+
+static void put_problems(const struct config_problems *p, struct buf *out)
+{
+    buf_puts(out, "\"problems\":[");
+    for (size_t i = 0; i < p->count; i++) {
+        const struct config_problem *item = &p->items[i];
+
+        buf_printf(out, "%s{\"line\":", i > 0 ? "," : "");
+        if (item->line > 0)
+            buf_printf(out, "%u", item->line);
+        else
+            buf_puts(out, "null");
+        put_member("file", item->file, out);
+        put_member("level", item->warning ? "warning" : "error", out);
+        put_member("text", item->text, out);
+        buf_puts(out, "}");
+    }
+    buf_puts(out, "]");
+}
+
+/* Reads a configuration; its problems go to stderr, or into `json`. NULL: it cannot be
+ * used. */
+static struct config *load(const char *conf, struct buf *json)
+{
+    struct config_problems problems = {0};
+    struct config *cfg;
+    enum dac_err e = config_load(conf, (const char *const *)environ, &cfg, &problems);
+
+    if (json)
+        put_problems(&problems, json);
+    else
+        config_problems_print(&problems, stderr);
+    if (e != DAC_OK)
+        fprintf(stderr, "dacctl: the configuration \"%s\" cannot be used: %s\n",
+                conf ? conf : CONFIG_DEFAULT_PATH, dac_err_text(e));
+    config_problems_free(&problems);
+    return cfg;
+}
+
+/* --- show --------------------------------------------------------------------------- */
+
+struct facts {
+    struct buf *out;
+    bool more;
+};
+
+static void put_fact(void *arg, const struct config_fact *f)
+{
+    struct facts *facts = arg;
+
+    buf_puts(facts->out, facts->more ? ",{\"name\":" : "{\"name\":");
+    facts->more = true;
+    json_put_string(facts->out, f->name, strlen(f->name));
+    put_member("section", f->section, facts->out);
+    put_member("provider", f->provider, facts->out);
+    put_member("value", f->value, facts->out);
+    put_member("source", f->source, facts->out);
+    put_member("file", f->file, facts->out);
+    if (f->line > 0)
+        buf_printf(facts->out, ",\"line\":%u", f->line);
+    else
+        buf_puts(facts->out, ",\"line\":null");
+    put_member("variable", f->variable, facts->out);
+    buf_putc(facts->out, '}');
+}
+
+static int show_json(const char *conf)
+{
+    struct buf out = BUF_INIT(OUTPUT_MAX);
+    struct facts facts = {.out = &out};
+    struct config *cfg;
+
+    buf_putc(&out, '{');
+    cfg = load(conf, &out);
+    put_member("file", conf ? conf : CONFIG_DEFAULT_PATH, &out);
+    if (cfg) {
+        buf_puts(&out, ",\"settings\":[");
+        if (config_facts(cfg, put_fact, &facts) != DAC_OK)
+            out.failed = true;
+        buf_putc(&out, ']');
+    }
+    buf_puts(&out, "}\n");
+    int rc = put_out(&out) && cfg ? EXIT_GOOD : EXIT_BAD;
+
+    config_free(cfg);
+    return rc;
+}
+
+static int show(const char *conf, const char *word, bool json)
+{
+    struct config *cfg;
+    bool ok;
+
+    (void)word;
+    if (json)
+        return show_json(conf);
+    cfg = load(conf, NULL);
+    if (!cfg)
+        return EXIT_BAD;
+    config_print(cfg, stdout);
+    config_free(cfg);
+    ok = fflush(stdout) == 0;
+    if (!ok)
+        fprintf(stderr, "dacctl: could not write: %s\n", strerror(errno));
+    return ok ? EXIT_GOOD : EXIT_BAD;
+}
+
+/* --- explain ------------------------------------------------------------------------ */
+
+static int explain(const char *conf, const char *word, bool json)
+{
+    struct buf out = BUF_INIT(OUTPUT_MAX);
+    const char *near;
+
+    (void)conf;
+    if (config_explain(word, json, &out, &near) > 0)
+        return put_out(&out) ? EXIT_GOOD : EXIT_BAD;
+    buf_free(&out);
+    if (near)
+        fprintf(stderr, "dacctl: there is no setting \"%.100s\"; did you mean \"%s\"?\n",
+                word, near);
+    else
+        fprintf(stderr,
+                "dacctl: there is no setting \"%.100s\"; \"dacctl config explain\" tells "
+                "all\n",
+                word);
+    return EXIT_BAD;
+}
+
+/* --- diff --------------------------------------------------------------------------- */
+
+static const struct {
+    const char *json, *text;
+} classes[] = {
+    [CONFIG_IN_PLACE] = {"in_place", "in place"},
+    [CONFIG_NEW_WORKERS] = {"new_workers", "new workers"},
+    [CONFIG_RESTART] = {"restart", "restart"},
+};
+
+struct changes {
+    struct buf *out;
+    bool json;
+    size_t of[DAC_ARRAY_LEN(classes)];
+    bool more;
+};
+
+static void put_change(void *arg, const struct config_change *c)
+{
+    struct changes *all = arg;
+
+    all->of[c->reload]++;
+    if (all->json) {
+        buf_puts(all->out, all->more ? ",{\"name\":" : "{\"name\":");
+        json_put_string(all->out, c->name, strlen(c->name));
+        put_member("from", c->from, all->out);
+        put_member("to", c->to, all->out);
+        put_member("reload", classes[c->reload].json, all->out);
+        buf_putc(all->out, '}');
+    } else {
+        buf_printf(all->out, "%-11s  %s: %s -> %s\n", classes[c->reload].text, c->name,
+                   *c->from ? c->from : "(empty)", *c->to ? c->to : "(empty)");
+    }
+    all->more = true;
+}
+
+/* What a reload that went from one to the other would do in all. */
+static void put_sum(const struct changes *all, struct buf *out)
+{
+    buf_putc(out, '\n');
+    if (all->of[CONFIG_IN_PLACE] > 0)
+        buf_printf(out, "A reload changes %zu in running processes.\n",
+                   all->of[CONFIG_IN_PLACE]);
+    if (all->of[CONFIG_NEW_WORKERS] > 0)
+        buf_printf(out,
+                   "A reload starts new workers for %zu; the old ones end their streams "
+                   "first.\n",
+                   all->of[CONFIG_NEW_WORKERS]);
+    if (all->of[CONFIG_RESTART] > 0)
+        buf_printf(out, "Only a restart of the service changes %zu.\n",
+                   all->of[CONFIG_RESTART]);
+}
+
+static int compare(const struct config *from, const struct config *to, bool is_reload,
+                   bool json)
+{
+    struct buf out = BUF_INIT(OUTPUT_MAX);
+    struct changes all = {.out = &out, .json = json};
+
+    if (json)
+        buf_puts(&out, "{\"changes\":[");
+    size_t n = config_diff(from, to, put_change, &all);
+
+    if (json)
+        buf_puts(&out, "]}\n");
+    else if (n > 0 && is_reload)
+        put_sum(&all, &out);
+    if (!put_out(&out))
+        return EXIT_TROUBLE;
+    return n > 0 ? EXIT_DIFFERS : EXIT_GOOD;
+}
+
+/* From the configuration to `other`, or from the defaults to the configuration. */
+static int diff(const char *conf, const char *other, bool json)
+{
+    struct config *a = load(conf, NULL), *b = NULL;
+    int rc = EXIT_TROUBLE;
+
+    if (other)
+        b = load(other, NULL);
+    else if (a && config_defaults(a, &b) != DAC_OK)
+        fputs("dacctl: out of memory\n", stderr);
+    if (a && b)
+        rc = other ? compare(a, b, true, json) : compare(b, a, false, json);
+    config_free(a);
+    config_free(b);
+    return rc;
+}
+
+/* --- the command -------------------------------------------------------------------- */
+
+static const struct {
+    const char *name;
+    int (*run)(const char *conf, const char *word, bool json);
+    bool takes_word;
+    int usage; /* what to exit with if it is called in another way */
+} commands[] = {
+    {"show", show, false, EXIT_BAD},
+    {"explain", explain, true, EXIT_BAD},
+    {"diff", diff, true, EXIT_TROUBLE},
+};
+
+int dacctl_config(const char *conf, char *const *words, int n, bool json)
+{
+    for (size_t i = 0; n > 0 && i < DAC_ARRAY_LEN(commands); i++) {
+        if (strcmp(words[0], commands[i].name) != 0)
+            continue;
+        if (n > 1 + commands[i].takes_word) {
+            fprintf(stderr, "dacctl: config %s takes %s behind it\n", words[0],
+                    commands[i].takes_word ? "one word" : "nothing");
+            return commands[i].usage;
+        }
+        return commands[i].run(conf, n > 1 ? words[1] : NULL, json);
+    }
+    fputs("dacctl: config is followed by one of show, explain, diff\n", stderr);
+    return EXIT_TROUBLE;
+}

@@ -1,0 +1,14 @@
+/*
+ * dacctl's command on the configuration, which needs no service.
+ */
+#ifndef DAC_TOOLS_DACCTL_CONFIG_H
+#define DAC_TOOLS_DACCTL_CONFIG_H
+
+#include <stdbool.h>
+
+/* `words[0..n)` stand behind "config": show, explain [NAME], diff [FILE]. `conf` is the
+ * configuration file, NULL the usual one. Returns what to exit with, and has said on
+ * stderr what went wrong. */
+int dacctl_config(const char *conf, char *const *words, int n, bool json);
+
+#endif
