@@ -33,6 +33,7 @@
 #include "process/notify.h"
 #include "process/reload.h"
 #include "process/renew.h"
+#include "process/systemd.h"
 #include "process/title.h"
 
 #define REBIND_NS (3 * NS_PER_S)    /* a killed master's workers close their sockets */
@@ -47,6 +48,7 @@ struct master {
     struct renewal renewal;
     struct reload reload;
     struct control control;
+    struct systemd systemd;
     int signal_fd;
     uint64_t next_tick_ns;
     bool ready;    /* it was */
@@ -232,6 +234,7 @@ static void tick(struct master *m, uint64_t now_ns)
     FOR_EACH_GENERATION(g, m)
     supervise_tick(&g->sup);
     renew_tick(&m->renewal, now_ns);
+    systemd_tick(&m->systemd, m->gens.serving, m->stopping);
     m->next_tick_ns = now_ns + BEAT_NS;
 }
 
@@ -428,6 +431,7 @@ int master_run(const char *path, struct config *cfg)
 
     log_set_identity("master");
     title_set("master");
+    systemd_init(&m.systemd);
     m.reload.now = calloc(1, sizeof(*m.reload.now));
     if (m.reload.now) {
         m.reload.now->config = cfg;

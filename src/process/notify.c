@@ -7,6 +7,7 @@
 #include "process/notify.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,16 @@
 #include <unistd.h>
 
 #include "base/log.h"
+
+/* Once: there is a message every few seconds. */
+static void complain(int err, const char *what)
+{
+    static bool said;
+
+    if (!said)
+        log_warn(err, "could not notify systemd: %s", what);
+    said = true;
+}
 
 void notify_send(const char *state)
 {
@@ -27,7 +38,7 @@ void notify_send(const char *state)
         return;
     len = strlen(path);
     if ((path[0] != '/' && path[0] != '@') || len >= sizeof(addr.sun_path)) {
-        log_warn(0, "could not notify systemd: NOTIFY_SOCKET is not a usable address");
+        complain(0, "NOTIFY_SOCKET is not a usable address");
         return;
     }
     memcpy(addr.sun_path, path, len);
@@ -35,11 +46,11 @@ void notify_send(const char *state)
         addr.sun_path[0] = '\0';
     fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
-        log_warn(errno, "could not notify systemd: no socket");
+        complain(errno, "no socket");
         return;
     }
     if (sendto(fd, state, strlen(state), MSG_NOSIGNAL, (const struct sockaddr *)&addr,
                (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len)) < 0)
-        log_warn(errno, "could not notify systemd at \"%s\"", path);
+        complain(errno, path);
     close(fd);
 }

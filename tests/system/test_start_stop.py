@@ -7,12 +7,16 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
+import threading
+import time
 
 import pytest
 
 from lib import procs
 from lib.dacd import BUILD, Dacd
-from lib.service import as_nobody, nobody, run_dacd, uid_of, until
+from lib.provider import say
+from lib.service import answers, as_nobody, nobody, run_dacd, uid_of, until
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
 
@@ -145,6 +149,94 @@ def test_shared_memory_that_does_not_fit_ends_the_start(make_dac):
     dac.start(wait=False)
     assert dac.process.wait(20) == 1
     assert "shm_size" in dac.log
+
+
+# What a socket unit does: sockets from descriptor 3 on, and who they are for.
+ACTIVATE = """
+import os, socket, sys
+for fd, where in enumerate(sys.argv[1].split(","), 3):
+    s = socket.socket(socket.AF_UNIX if "/" in where else socket.AF_INET)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(where if "/" in where else ("127.0.0.1", int(where)))
+    s.listen(100)
+    if s.fileno() != fd:
+        os.dup2(s.fileno(), fd)
+    os.set_inheritable(fd, True)
+    s.detach()
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(sys.argv[1].split(","))))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+async def test_sockets_of_systemd_are_used(make_dac, mock, tmp_path):
+    """One that the configuration names, and two that it does not; all outlive reloads."""
+    dac = make_dac(start=False, workers=2)
+    other = Dacd(tmp_path / "x", None).port
+    path = tmp_path / "passed.sock"
+    dac.wrapper = [sys.executable, "-c", ACTIVATE, f"{dac.port},{other},{path}"]
+    dac.start()
+    assert dac.log.count("systemd passes a socket on") == 3
+    for _ in range(2):
+        for _ in range(10):
+            assert answers(dac.port)[0] and answers(other)[0]
+        with socket.socket(socket.AF_UNIX) as s:
+            s.settimeout(3)
+            s.connect(str(path))
+            s.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert s.recv(100).startswith(b"HTTP/1.1 200")
+        assert (await dac.chat(say(tokens=2))).status == 200
+        dac.sections["server"]["workers"] = 3
+        dac.reload()
+    dac.stop()
+    assert path.exists(), "its name is systemd's to remove"
+
+
+def listener(path, got):
+    """A stand-in for systemd: collects what the master says."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.bind(str(path))
+    sock.settimeout(0.1)
+
+    def listen():
+        while True:
+            try:
+                got.append(sock.recv(500).decode())
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+
+    threading.Thread(target=listen, daemon=True).start()
+    return sock
+
+
+async def test_what_systemd_hears(make_dac, mock, tmp_path):
+    got = []
+    sock = listener(tmp_path / "notify", got)
+    env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "900000"}
+    dac = make_dac({"server": {"drain_timeout": "20s"}}, env=env, workers=2)
+    until(lambda: got.count("WATCHDOG=1") >= 3, "signs of life")
+    stream = await dac.open_ask(await dac.thread(), say(tokens=10, barrier="go@5"))
+    await stream.until("delta")
+    until(lambda: any(g.startswith("STATUS=2 workers, 1 connections, 1 streams") for g in got), "a status line")
+    dac.sections["server"]["workers"] = 3
+    dac.reload()
+    until(lambda: got[-1] == "READY=1" or "READY=1" in got[-3:], "the reload's end")
+    reloading = [g for g in got if g.startswith("RELOADING=1\nMONOTONIC_USEC=")]
+    assert len(reloading) == 1
+    told = int(reloading[0].rpartition("=")[2])
+    assert abs(time.monotonic() * 1e6 - told) < 60e6
+    assert got.index("READY=1") < got.index(reloading[0])
+    dac.process.send_signal(signal.SIGTERM)
+    until(lambda: "STOPPING=1" in got and any(g.startswith("EXTEND_TIMEOUT_USEC=") for g in got), "more time")
+    lived = got.count("WATCHDOG=1")
+    until(lambda: got.count("WATCHDOG=1") > lived, "signs of life while it drains")
+    until(lambda: any(g.startswith("STATUS=Stopping: ") for g in got), "a status line of the stop")
+    await mock.open("go")
+    await stream.rest()
+    assert stream.one("done")
+    dac.process.wait(10)
+    sock.close()
 
 
 def test_a_terminal_s_signals_do_not_reach_children(dac):
