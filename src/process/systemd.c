@@ -14,8 +14,8 @@
 #include "process/notify.h"
 #include "shm/slot.h"
 
-#define STATUS_TICKS 8  /* 2 s between two lines, if they differ */
-#define EXTEND_TICKS 4  /* 1 s */
+#define STATUS_TICKS 8 /* 2 s between two lines, if they differ */
+#define EXTEND_TICKS 4 /* 1 s */
 #define EXTEND       "EXTEND_TIMEOUT_USEC=15000000"
 
 void systemd_init(struct systemd *sd)
@@ -63,12 +63,12 @@ static void describe(const struct generation *g, bool stopping, char *out, size_
         streams += atomic_load(&shm->slots[i].streams);
     }
     spooled = atomic_load(&shm->hdr->store.spool_rows);
-    int len = snprintf(out, n,
-                       "%s%" PRIu32 " workers, %" PRIu64 " connections, %" PRIu64
-                       " streams, %" PRIu64 " restarts",
-                       stopping ? "Stopping: " : "",
-                       supervise_ready(&g->sup, SLOT_WORKER), connections, streams,
-                       restarts_of(shm));
+    int len =
+        snprintf(out, n,
+                 "%s%" PRIu32 " workers, %" PRIu64 " connections, %" PRIu64
+                 " streams, %" PRIu64 " restarts",
+                 stopping ? "Stopping: " : "", supervise_ready(&g->sup, SLOT_WORKER),
+                 connections, streams, restarts_of(shm));
 
     if (len > 0 && (size_t)len < n && !atomic_load(&shm->hdr->store.up))
         snprintf(out + len, n - (size_t)len,
