@@ -320,7 +320,7 @@ install: all ## install into $(DESTDIR)$(prefix)
 	install -m 755 $(BUILD)/dacd $(DESTDIR)$(sbindir)/dacd
 	install -m 755 $(filter-out $(BUILD)/dacd,$(BINARIES)) $(DESTDIR)$(bindir)
 	install -m 644 etc/dac.conf.sample $(DESTDIR)$(sysconfdir)/dac/dac.conf.sample
-	install -m 644 README.md CHANGELOG.md LICENSE docs/design.md docs/audit.md docs/store.md docs/install.md \
+	install -m 644 README.md CHANGELOG.md LICENSE docs/design.md docs/audit.md docs/store.md docs/metrics.md docs/install.md \
 	    $(DESTDIR)$(docdir)
 	install -d $(DESTDIR)$(unitdir) $(DESTDIR)$(sysusersdir) $(DESTDIR)$(tmpfilesdir)
 	sed 's,/usr/sbin/,$(sbindir)/,; s,/etc/dac/,$(sysconfdir)/dac/,' systemd/dacd.service \
@@ -328,6 +328,8 @@ install: all ## install into $(DESTDIR)$(prefix)
 	chmod 644 $(DESTDIR)$(unitdir)/dacd.service
 	install -m 644 systemd/dac.sysusers $(DESTDIR)$(sysusersdir)/dac.conf
 	install -m 644 systemd/dac.tmpfiles $(DESTDIR)$(tmpfilesdir)/dac.conf
+	install -d $(DESTDIR)$(datadir)/dac
+	install -m 755 tools/check_alerts.sh $(DESTDIR)$(datadir)/dac
 	install -d $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man8
 	install -m 644 docs/man/*.1 $(DESTDIR)$(mandir)/man1
 	install -m 644 docs/man/*.8 $(DESTDIR)$(mandir)/man8

@@ -14,6 +14,7 @@ from lib.provider import say
 
 SHAPE = {
     "last_n", "turns", "ttft_ms", "latency_ms", "queue_wait_ms", "coalesce", "error_rate",
+    "started_us", "uptime_s", "span_s", "newest_age_s", "burst",
 }  # fmt: skip
 
 

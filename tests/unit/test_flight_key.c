@@ -40,6 +40,8 @@ static void find_digest(void)
     ck_assert_int_eq(key_init(), DAC_OK);
 }
 
+static uint64_t question; /* of the last key_of() */
+
 static void key_of(const struct asked *a, uint8_t key[SHM_KEY_SIZE])
 {
     struct turn_request r;
@@ -61,6 +63,7 @@ static void key_of(const struct asked *a, uint8_t key[SHM_KEY_SIZE])
     r.assistant_message_id = id_new();
     r.last_turn_id = id_new();
     ck_assert_int_eq(key_of_request(&r, a->parent, key), DAC_OK);
+    ck_assert_int_eq(key_of_question(&r, &question), DAC_OK);
     turn_request_free(&r);
 }
 
@@ -140,6 +143,32 @@ START_TEST(order_and_spelling_of_members_do_not_count)
     a.system = "";
     key_of(&a, other);
     ck_assert_mem_eq(key, other, SHM_KEY_SIZE);
+}
+END_TEST
+
+static uint64_t question_of(struct asked a)
+{
+    uint8_t key[SHM_KEY_SIZE];
+
+    key_of(&a, key);
+    ck_assert_uint_ne(question, 0);
+    return question;
+}
+
+/* For figures of bursts: keys may differ where nobody wanted them to. */
+START_TEST(the_question_is_the_same_whatever_comes_with_it)
+{
+    static const struct asked same[] = {WITH(.model = "n"), WITH(.provider = "q"),
+                                        WITH(.parent = "x"), WITH(.system = "s"),
+                                        WITH(.params = "{\"a\":2}")};
+    static const struct asked other[] = {WITH(.org = "p"), WITH(.thread = THREAD_2),
+                                         WITH(.thread = NULL), WITH(.content = "hello "),
+                                         WITH(.messages = "[\"hello\"]")};
+
+    for (size_t i = 0; i < DAC_ARRAY_LEN(same); i++)
+        ck_assert_uint_eq(question_of(same[i]), question_of(base));
+    for (size_t i = 0; i < DAC_ARRAY_LEN(other); i++)
+        ck_assert_uint_ne(question_of(other[i]), question_of(base));
 }
 END_TEST
 
@@ -236,6 +265,7 @@ int main(void)
     tcase_add_test(t, every_difference_that_counts_makes_another_key);
     tcase_add_loop_test(t, order_and_spelling_of_members_do_not_count, 0,
                         DAC_ARRAY_LEN(same_params));
+    tcase_add_test(t, the_question_is_the_same_whatever_comes_with_it);
     tcase_add_test(t, private_keys_belong_to_one_turn);
     tcase_add_test(t, org_digest_is_sha256_of_the_name);
     tcase_add_test(t, headers_and_bodies_have_digests_that_last);
