@@ -95,7 +95,10 @@ int main(int argc, char **argv)
         fputs("dacd: out of memory\n", stderr);
         return EXIT_START;
     }
-    e = config_load(path, (const char *const *)environ, &cfg, problems);
+    if (args.test)
+        e = config_look(path, (const char *const *)environ, &cfg, problems);
+    else
+        e = config_load(path, (const char *const *)environ, &cfg, problems);
     if (args.test)
         config_problems_print(problems, stderr);
     else

@@ -78,7 +78,7 @@ static struct config *load(const char *conf, struct buf *json)
 {
     struct config_problems problems = {0};
     struct config *cfg;
-    enum dac_err e = config_load(conf, (const char *const *)environ, &cfg, &problems);
+    enum dac_err e = config_look(conf, (const char *const *)environ, &cfg, &problems);
 
     if (json)
         put_problems(&problems, json);

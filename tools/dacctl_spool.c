@@ -81,7 +81,7 @@ static bool find_database(const struct store_arguments *args, struct config **cf
             opt->postgres = args->database;
         else
             opt->sqlite = args->database;
-    } else if (config_load(args->conf, (const char *const *)environ, cfg, &problems) !=
+    } else if (config_look(args->conf, (const char *const *)environ, cfg, &problems) !=
                DAC_OK) {
         config_problems_print(&problems, stderr);
         fputs("dacctl: the configuration cannot be used (-d names a database without "

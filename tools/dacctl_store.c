@@ -102,7 +102,7 @@ bool database_open(const struct store_arguments *args, struct database *out)
     memset(out, 0, sizeof(*out));
     if (args->database != NULL) {
         ok = open_named(args->database, out);
-    } else if (config_load(args->conf, (const char *const *)environ, &cfg, &problems) !=
+    } else if (config_look(args->conf, (const char *const *)environ, &cfg, &problems) !=
                DAC_OK) {
         config_problems_print(&problems, stderr);
         fputs(

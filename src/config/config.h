@@ -31,6 +31,7 @@
 #define CONFIG_LIST_MAX          256
 #define CONFIG_SETTINGS_MAX      64
 #define CONFIG_FILES_MAX         64
+#define CONFIG_CREDENTIAL        "credential:" /* begins the name of one of systemd's */
 
 /* Where the value of a setting came from. */
 struct config_origin {
@@ -79,8 +80,9 @@ struct config_provider {
                                   * affair then */
     int dialect;                 /* index of its word; 0: "openai" */
     char *base_url;              /* owned; http or https, no slash at its end */
-    char *api_key_file;          /* owned; NULL: none */
-    char *api_key;               /* owned, secret; read from api_key_file; NULL: none */
+    char *api_key_file;          /* owned; NULL: none; else a path, or CONFIG_CREDENTIAL
+                                  * and the name of one */
+    char *api_key;               /* owned, secret; read from there; NULL: none */
     char *ca_file;               /* owned; NULL: the system's roots */
     uint64_t ca_digest;          /* of what is in it; other roots, another digest */
     struct config_list models;   /* globs; at least one */
@@ -190,6 +192,10 @@ void config_problems_free(struct config_problems *p);
  * caller, and `problems` may hold warnings. DAC_E_INVALID: *out is NULL and `problems`
  * says everything. DAC_E_NOMEM. */
 enum dac_err config_load(const char *path, const char *const *environ,
+                         struct config **out, struct config_problems *problems) DAC_CHECK;
+/* The same for who looks at the configuration of a service from outside: a credential
+ * that only the service is given is a warning, and its key is left out. */
+enum dac_err config_look(const char *path, const char *const *environ,
                          struct config **out, struct config_problems *problems) DAC_CHECK;
 void config_free(struct config *cfg);
 

@@ -129,8 +129,11 @@ static void load_file(struct load *l, const char *path, unsigned line)
         l->section = NULL;
         l->provider = NULL;
         if (!load_read_file(path, &text, why, sizeof(why), &err))
-            problem_add(l->problems, path, 0, "could not read the configuration: %s",
-                        why);
+            problem_add(l->problems, path, 0, "could not read the configuration: %s; %s",
+                        why,
+                        err == ENOENT   ? "create it, or name another with -c FILE"
+                        : err == EACCES ? "let dacd read it"
+                                        : "put a file there that dacd can read");
         else if (parser_ini(text.data, text.len, l->events, l) != DAC_OK)
             l->nomem = true;
     }

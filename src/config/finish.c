@@ -7,12 +7,10 @@
 #include <errno.h>
 #include <libpq-fe.h>
 #include <math.h>
-#include <openssl/evp.h>
 #include <pwd.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/bytes.h"
@@ -20,16 +18,13 @@
 #include "config/problems.h"
 #include "shm/layout.h"
 
-#define KEY_MAX_BYTES   4096
-#define ROOTS_MAX_BYTES (16u << 20)
-#define NO_ADDRESS      "no-address"
-#define CONNINFO_MAX    65536
+#define NO_ADDRESS   "no-address"
+#define CONNINFO_MAX 65536
 
-/* Where a setting or section stands: file and line, 0 if in none. */
-#define AT(o) load_file_of(l, (o)), ((o)->source == CONFIG_FROM_FILE ? (o)->line : 0)
+#define AT(o) LOAD_AT(l, (o))
 
-static const struct config_origin *origin_of(const struct config_origin *origins,
-                                             const char *section, const char *name)
+const struct config_origin *load_origin(const struct config_origin *origins,
+                                        const char *section, const char *name)
 {
     return &origins[setting_find(section, name) - settings];
 }
@@ -81,7 +76,7 @@ static void check_name(struct load *l)
     n = strspn(cfg->name, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
                           "0123456789._-");
     if (cfg->name[n] != '\0' || n > CONFIG_NAME_MAX || cfg->name[0] == '.')
-        problem_add(l->problems, AT(origin_of(cfg->origin, "server", "name")),
+        problem_add(l->problems, AT(load_origin(cfg->origin, "server", "name")),
                     "name: \"%.60s\" is not valid; use up to %d letters, digits, \".\", "
                     "\"_\" or \"-\", not beginning with \".\"",
                     cfg->name, CONFIG_NAME_MAX);
@@ -96,7 +91,7 @@ static void finish_user(struct load *l)
     if (!cfg->user || geteuid() != 0)
         return;
     if (getpwnam_r(cfg->user, &pw, text, sizeof(text), &found) != 0 || !found) {
-        problem_add(l->problems, AT(origin_of(cfg->origin, "server", "user")),
+        problem_add(l->problems, AT(load_origin(cfg->origin, "server", "user")),
                     "user: there is no user \"%.60s\"; create it or name another",
                     cfg->user);
         return;
@@ -107,98 +102,16 @@ static void finish_user(struct load *l)
 
 /* --- providers ---------------------------------------------------------------------- */
 
-/* Whether text[0..n) can stand in a header as it is. */
-static bool key_valid(const char *text, size_t n)
-{
-    for (size_t i = 0; i < n; i++) {
-        if (text[i] <= ' ' || text[i] >= 0x7f)
-            return false;
-    }
-    return true;
-}
-
-static size_t key_length(const char *text, size_t n)
-{
-    while (n > 0 && strchr(" \t\r\n", text[n - 1]) && text[n - 1] != '\0')
-        n--;
-    return n;
-}
-
-static void read_key(struct load *l, struct config_provider *p)
-{
-    const struct config_origin *at = origin_of(p->origin, "provider", "api_key_file");
-    struct buf text = BUF_INIT(KEY_MAX_BYTES);
-    struct stat st;
-    char why[160];
-    size_t n;
-    int err;
-
-    if (!load_read_file(p->api_key_file, &text, why, sizeof(why), &err)) {
-        problem_add(
-            l->problems, AT(at),
-            "api_key_file: could not read \"%s\": %s; create it with the key in it",
-            p->api_key_file, why);
-        goto out;
-    }
-    n = key_length(text.data, text.len);
-    if (n == 0) {
-        problem_add(l->problems, AT(at),
-                    "api_key_file: \"%s\" is empty; put the key into it",
-                    p->api_key_file);
-    } else if (!key_valid(text.data, n)) {
-        problem_add(
-            l->problems, AT(at),
-            "api_key_file: \"%s\" has more in it than one key; put the key alone on "
-            "one line",
-            p->api_key_file);
-    } else {
-        p->api_key = buf_cstr(&text) ? strndup(text.data, n) : NULL;
-        if (!p->api_key)
-            l->nomem = true;
-    }
-    if (stat(p->api_key_file, &st) == 0 && (st.st_mode & S_IROTH))
-        problem_warn(l->problems, AT(at),
-                     "api_key_file: every user can read \"%s\"; chmod it to 0640",
-                     p->api_key_file);
-out:
-    if (text.data)
-        explicit_bzero(text.data, text.cap);
-    buf_free(&text);
-}
-
-/* The roots themselves are read by who needs them; here it matters whether they are
- * others than at the last loading. */
-static void read_roots(struct load *l, struct config_provider *p)
-{
-    struct buf text = BUF_INIT(ROOTS_MAX_BYTES);
-    unsigned char sum[EVP_MAX_MD_SIZE];
-    char why[160];
-    int err;
-
-    if (!load_read_file(p->ca_file, &text, why, sizeof(why), &err))
-        problem_add(l->problems, AT(origin_of(p->origin, "provider", "ca_file")),
-                    "ca_file: could not read \"%s\": %s; name a PEM file", p->ca_file,
-                    why);
-    else if (EVP_Q_digest(NULL, "SHA256", NULL, text.data, text.len, sum, NULL) != 1)
-        l->nomem = true;
-    else
-        memcpy(&p->ca_digest, sum, sizeof(p->ca_digest));
-    buf_free(&text);
-}
-
 static void finish_provider(struct load *l, struct config_provider *p)
 {
     /* One that is there but wrong has been reported. */
     if (!p->base_url &&
-        origin_of(p->origin, "provider", "base_url")->source != CONFIG_FROM_FILE)
+        load_origin(p->origin, "provider", "base_url")->source != CONFIG_FROM_FILE)
         problem_add(l->problems, AT(&p->section),
                     "[provider %s] has no base_url; add one like "
                     "base_url = https://api.example.com/v1",
                     p->name);
-    if (p->api_key_file)
-        read_key(l, p);
-    if (p->ca_file)
-        read_roots(l, p);
+    load_provider_files(l, p);
     p->slot = (uint32_t)(p - l->cfg->providers);
 }
 
@@ -259,7 +172,7 @@ static bool is_invalid(const char *complaint)
  * quotes may be a password. */
 static void check_postgres(struct load *l)
 {
-    const struct config_origin *at = origin_of(l->cfg->origin, "store", "postgres");
+    const struct config_origin *at = load_origin(l->cfg->origin, "store", "postgres");
     char *complaint = NULL;
     PQconninfoOption *parsed = PQconninfoParse(l->cfg->postgres, &complaint);
     PGconn *pg = parsed ? try_postgres(l->cfg->postgres, parsed) : NULL;
@@ -278,33 +191,58 @@ static void check_postgres(struct load *l)
     PQfreemem(complaint);
 }
 
-static void check_rules(struct load *l)
+/* A setting of nanoseconds or bytes as one writes it, into `text`. */
+static const char *write_number(const char *section, const char *name, uint64_t v,
+                                char text[32])
+{
+    struct buf b = BUF_INIT(31);
+
+    setting_put_number(setting_find(section, name), v, &b);
+    snprintf(text, 32, "%s", buf_cstr(&b) ? b.data : "?");
+    buf_free(&b);
+    return text;
+}
+
+static void check_store(struct load *l)
 {
     struct config *cfg = l->cfg;
-    const struct config_origin *grace = origin_of(cfg->origin, "flight", "abandon_grace");
 
-    if (grace->source != CONFIG_FROM_FILE)
-        grace = origin_of(cfg->origin, "flight", "abandon_grace_max");
     if (!cfg->sqlite)
-        problem_add(l->problems, AT(origin_of(cfg->origin, "store", "sqlite")),
+        problem_add(l->problems, AT(load_origin(cfg->origin, "store", "sqlite")),
                     "sqlite: is empty; name a database file");
     if (!cfg->spool)
-        problem_add(l->problems, AT(origin_of(cfg->origin, "store", "spool")),
+        problem_add(l->problems, AT(load_origin(cfg->origin, "store", "spool")),
                     "spool: is empty; name a database file");
     if (cfg->spool && cfg->sqlite && strcmp(cfg->spool, cfg->sqlite) == 0)
-        problem_add(l->problems, AT(origin_of(cfg->origin, "store", "spool")),
-                    "spool: is the file of sqlite; name another one");
+        problem_add(l->problems, AT(load_origin(cfg->origin, "store", "spool")),
+                    "spool: \"%s\" is the file of sqlite; name another one", cfg->spool);
     if (cfg->postgres)
         check_postgres(l);
+}
+
+static void check_flight(struct load *l)
+{
+    struct config *cfg = l->cfg;
+    const struct config_origin *grace =
+        load_origin(cfg->origin, "flight", "abandon_grace");
+    char a[32], b[32];
+
+    if (grace->source != CONFIG_FROM_FILE)
+        grace = load_origin(cfg->origin, "flight", "abandon_grace_max");
     if (cfg->abandon_grace_ns > cfg->abandon_grace_max_ns)
         problem_add(
             l->problems, AT(grace),
-            "abandon_grace: is longer than abandon_grace_max; make it at most that");
+            "abandon_grace: %s is longer than abandon_grace_max, which is %s; make it at "
+            "most that",
+            write_number("flight", "abandon_grace", cfg->abandon_grace_ns, a),
+            write_number("flight", "abandon_grace", cfg->abandon_grace_max_ns, b));
     if (cfg->flight_max_bytes >= cfg->shm_size_bytes)
         problem_add(
-            l->problems, AT(origin_of(cfg->origin, "flight", "flight_max_bytes")),
-            "flight_max_bytes: is not below shm_size; lower it or raise shm_size in "
-            "[memory]");
+            l->problems, AT(load_origin(cfg->origin, "flight", "flight_max_bytes")),
+            "flight_max_bytes: %s is not below shm_size, which is %s; lower it or raise "
+            "shm_size in [memory]",
+            write_number("memory", "shm_size", cfg->flight_max_bytes, a),
+            write_number("memory", "shm_size", cfg->shm_size_bytes, b));
 }
 
 void load_finish(struct load *l)
@@ -317,5 +255,6 @@ void load_finish(struct load *l)
     for (size_t i = 0; i < cfg->provider_count; i++)
         finish_provider(l, &cfg->providers[i]);
     check_variable_names(l);
-    check_rules(l);
+    check_store(l);
+    check_flight(l);
 }

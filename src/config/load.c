@@ -48,20 +48,36 @@ static void load_defaults(struct load *l, struct config_provider *provider)
 
 /* --- the file ----------------------------------------------------------------------- */
 
+/* "[server], [memory] and [provider NAME]", as the table has them. */
+static void put_sections(struct buf *out)
+{
+    const char *last = "";
+
+    for (size_t i = 0; i < setting_count; i++) {
+        const char *section = settings[i].section;
+
+        if (!section || strcmp(section, last) == 0 || setting_of_provider(&settings[i]))
+            continue;
+        buf_printf(out, "%s[%s]", *last ? ", " : "", section);
+        last = section;
+    }
+    buf_puts(out, " and [provider NAME]");
+}
+
 static void unknown_section(struct load *l, unsigned line, const char *kind)
 {
     const char *near = setting_suggest_section(kind);
+    struct buf all = BUF_INIT(1024);
 
+    put_sections(&all);
     if (near)
         problem_add(l->problems, l->file, line,
                     "unknown section [%.60s]; did you mean [%s%s]?", kind, near,
                     strcmp(near, "provider") == 0 ? " NAME" : "");
     else
-        problem_add(
-            l->problems, l->file, line,
-            "unknown section [%.60s]; there are [server], [memory], [store], [flight] "
-            "and [provider NAME]",
-            kind);
+        problem_add(l->problems, l->file, line, "unknown section [%.60s]; there are %s",
+                    kind, buf_cstr(&all) ? all.data : "others");
+    buf_free(&all);
 }
 
 static bool provider_name_valid(const char *name)
@@ -190,8 +206,9 @@ static void unknown_setting(struct load *l, unsigned line, const char *key)
                     l->section, blank, name, near);
     else
         problem_add(l->problems, l->file, line,
-                    "unknown setting \"%.60s\" in [%s%s%s]; remove it", key, l->section,
-                    blank, name);
+                    "unknown setting \"%.60s\" in [%s%s%s]; remove it (\"dacctl config "
+                    "explain %s\" tells those that there are)",
+                    key, l->section, blank, name, l->section);
 }
 
 static void on_setting(void *arg, unsigned line, const char *key, const char *value)
@@ -228,10 +245,12 @@ static const struct parser_events events = {on_section, on_setting, on_problem,
 
 /* --- the whole ---------------------------------------------------------------------- */
 
-enum dac_err config_load(const char *path, const char *const *environ,
+static enum dac_err load(const char *path, const char *const *environ, bool outside,
                          struct config **out, struct config_problems *problems)
 {
-    struct load l = {.problems = problems, .file = path ? path : CONFIG_DEFAULT_PATH};
+    struct load l = {.problems = problems,
+                     .file = path ? path : CONFIG_DEFAULT_PATH,
+                     .outside = outside};
     size_t errors = problems->errors;
     enum dac_err rc = DAC_OK;
 
@@ -246,6 +265,7 @@ enum dac_err config_load(const char *path, const char *const *environ,
         return DAC_E_NOMEM;
     }
 
+    load_environ(&l, environ);
     load_defaults(&l, NULL);
     load_files(&l);
     load_variables(&l, environ);
@@ -261,6 +281,18 @@ enum dac_err config_load(const char *path, const char *const *environ,
     else
         config_free(l.cfg);
     return rc;
+}
+
+enum dac_err config_load(const char *path, const char *const *environ,
+                         struct config **out, struct config_problems *problems)
+{
+    return load(path, environ, false, out, problems);
+}
+
+enum dac_err config_look(const char *path, const char *const *environ,
+                         struct config **out, struct config_problems *problems)
+{
+    return load(path, environ, true, out, problems);
 }
 
 /* A provider that has nothing but its name. */

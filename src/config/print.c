@@ -114,7 +114,10 @@ static void end_provider(const struct printing *p)
     if (strncmp(p->section, "provider ", 9) != 0)
         return;
     of = config_provider_find(p->cfg, p->section + 9);
-    fprintf(p->out, "; API key: %s\n", of && of->api_key ? "***" : "none");
+    fprintf(p->out, "; API key: %s\n",
+            of && of->api_key        ? "***"
+            : of && of->api_key_file ? "the service's alone"
+                                     : "none");
 }
 
 static void print_head(struct printing *p, const struct config_fact *f)

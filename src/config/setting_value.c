@@ -136,6 +136,21 @@ static enum dac_err parse_enum(const struct setting *s, void *base, const char *
     return invalid(s, value, fault, why);
 }
 
+static bool is_credential(const struct setting *s, const char *value)
+{
+    return s->credential &&
+           strncmp(value, CONFIG_CREDENTIAL, strlen(CONFIG_CREDENTIAL)) == 0;
+}
+
+/* What may be a file's name: systemd takes no other. */
+static bool credential_valid(const char *name)
+{
+    size_t n = strlen(name);
+
+    return n > 0 && n <= 255 && !strchr(name, '/') && strcmp(name, ".") != 0 &&
+           strcmp(name, "..") != 0;
+}
+
 static enum dac_err parse_text(const struct setting *s, void *base, const char *value,
                                const char *folder, struct buf *why)
 {
@@ -147,7 +162,12 @@ static enum dac_err parse_text(const struct setting *s, void *base, const char *
         return invalid(s, value, fault, why);
     if (strlen(value) > 4000)
         return invalid(s, value, "is longer than 4000 bytes; shorten it", why);
-    if (s->type == SETTING_PATH && *value && *value != '/' && folder) {
+    if (is_credential(s, value) && !credential_valid(value + strlen(CONFIG_CREDENTIAL)))
+        return invalid(s, value,
+                       "is no credential's name; write it like credential:perplexity",
+                       why);
+    if (s->type == SETTING_PATH && *value && *value != '/' && folder &&
+        !is_credential(s, value)) {
         if (asprintf(&copy, "%s/%s", folder, value) < 0)
             return DAC_E_NOMEM;
     } else if (*value) {

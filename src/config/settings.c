@@ -158,8 +158,9 @@ const struct setting settings[] = {
      .reload = SETTING_NEW_WORKERS,
      .help = "where its API begins, such as https://api.example.com/v1"},
     {PROVIDER(api_key_file), .name = "api_key_file", .type = SETTING_PATH, .def = "",
-     .reload = SETTING_NEW_WORKERS,
-     .help = "file that holds the API key; empty: none is sent"},
+     .credential = true, .reload = SETTING_NEW_WORKERS,
+     .help = "file that holds the API key, or credential:NAME, which systemd gives the "
+             "service by LoadCredential=; empty: none is sent"},
     {PROVIDER(ca_file), .name = "ca_file", .type = SETTING_PATH, .def = "",
      .reload = SETTING_NEW_WORKERS,
      .help = "PEM file of trusted roots; empty: those of the system"},
@@ -242,6 +243,21 @@ static bool is_near(unsigned d, size_t n)
     return d <= limit;
 }
 
+/* "api_key" for api_key_file, "connect_timeout_ms" for connect_timeout. */
+static const char *begins_alike(const char *section, const char *name)
+{
+    for (size_t i = 0; i < setting_count; i++) {
+        size_t n = strlen(settings[i].name), given = strlen(name);
+
+        if (!settings[i].section || strcmp(settings[i].section, section) != 0)
+            continue;
+        if (given >= 4 && n >= 4 &&
+            strncmp(name, settings[i].name, n < given ? n : given) == 0)
+            return settings[i].name;
+    }
+    return NULL;
+}
+
 const char *setting_suggest(const char *section, const char *name)
 {
     const char *best = NULL;
@@ -258,7 +274,7 @@ const char *setting_suggest(const char *section, const char *name)
             best = settings[i].name;
         }
     }
-    return best;
+    return best ? best : begins_alike(section, name);
 }
 
 const char *setting_suggest_section(const char *section)

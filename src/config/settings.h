@@ -43,6 +43,7 @@ struct setting {
     uint64_t min, max;     /* inclusive, in the member's unit */
     const char *automatic; /* word that stores 0 and lets config_load() choose; or NULL */
     const char *const *words; /* of SETTING_ENUM, NULL-terminated */
+    bool credential; /* of SETTING_PATH: may be CONFIG_CREDENTIAL and a name instead */
     enum setting_reload reload;
     bool secret; /* its value is never shown */
     const char *help;

@@ -1,7 +1,7 @@
 /*
  * Flags from the environment and the env file. The env file wins, both win over the file.
  * A variable that is empty counts as not set; one that no setting knows is somebody
- * else's.
+ * else's, but in the env file one that looks like a flag's name is warned of.
  */
 #include "config/load.h"
 
@@ -10,6 +10,7 @@
 
 #include "config/parser.h"
 #include "config/problems.h"
+#include "config/value.h"
 
 #define ENV_FILE_MAX_BYTES (256 << 10)
 
@@ -24,26 +25,53 @@ void load_variable_name(const char *provider, const char *suffix, char *out, siz
     }
 }
 
-/* Applies NAME = VALUE to whatever it names. */
-static void apply(struct load *l, const char *name, const char *value,
+/* How many variables a setting has: one for each provider, or one. */
+static size_t providers_of(const struct load *l, const struct setting *s)
+{
+    return s->section ? l->cfg->provider_count : 1;
+}
+
+/* Applies NAME = VALUE to whatever it names. False: it names nothing. */
+static bool apply(struct load *l, const char *name, const char *value,
                   struct config_origin origin, const char *file)
 {
-    if (*value == '\0')
-        return;
+    bool known = false;
+
     for (size_t i = 0; i < setting_count; i++) {
         const struct setting *s = &settings[i];
 
-        if (!s->env)
-            continue;
-        if (!s->section && strcmp(s->env, name) == 0)
-            load_setting(l, s, NULL, value, origin, file);
-        for (size_t k = 0; s->section && k < l->cfg->provider_count; k++) {
-            struct config_provider *p = &l->cfg->providers[k];
+        for (size_t k = 0; s->env && k < providers_of(l, s); k++) {
+            struct config_provider *p = s->section ? &l->cfg->providers[k] : NULL;
             char full[64];
 
-            load_variable_name(p->name, s->env, full, sizeof(full));
-            if (strcmp(full, name) == 0)
+            load_variable_name(p ? p->name : "", s->env, full, sizeof(full));
+            if (strcmp(full, name) != 0)
+                continue;
+            known = true;
+            if (*value)
                 load_setting(l, s, p, value, origin, file);
+        }
+    }
+    return known;
+}
+
+/* Warns of what is no flag, but so near to one that it must have been meant. */
+static void check_unknown(struct load *l, unsigned line, const char *name)
+{
+    for (size_t i = 0; i < setting_count; i++) {
+        const struct setting *s = &settings[i];
+
+        for (size_t k = 0; s->env && k < providers_of(l, s); k++) {
+            char full[64];
+
+            load_variable_name(s->section ? l->cfg->providers[k].name : "", s->env, full,
+                               sizeof(full));
+            if (value_distance(name, full) > 2)
+                continue;
+            problem_warn(l->problems, l->cfg->env_file, line,
+                         "unknown flag \"%.60s\" has no effect; did you mean \"%s\"?",
+                         name, full);
+            return;
         }
     }
 }
@@ -61,7 +89,7 @@ static void apply_environ(struct load *l, const char *const *environ)
             continue;
         memcpy(name, *environ, n);
         name[n] = '\0';
-        apply(l, name, equals + 1, origin, "environment");
+        (void)apply(l, name, equals + 1, origin, "environment");
     }
 }
 
@@ -70,7 +98,8 @@ static void on_variable(void *arg, unsigned line, const char *key, const char *v
     struct load *l = arg;
     struct config_origin origin = {.source = CONFIG_FROM_ENV_FILE, .line = line};
 
-    apply(l, key, value, origin, l->cfg->env_file);
+    if (!apply(l, key, value, origin, l->cfg->env_file))
+        check_unknown(l, line, key);
 }
 
 static void on_problem(void *arg, unsigned line, const char *text)
@@ -105,6 +134,16 @@ static void apply_env_file(struct load *l)
                      why);
     }
     buf_free(&text);
+}
+
+void load_environ(struct load *l, const char *const *environ)
+{
+    static const char name[] = "CREDENTIALS_DIRECTORY=";
+
+    for (; environ && *environ; environ++)
+        if (strncmp(*environ, name, sizeof(name) - 1) == 0 &&
+            (*environ)[sizeof(name) - 1] != '\0')
+            l->credentials = *environ + sizeof(name) - 1;
 }
 
 void load_variables(struct load *l, const char *const *environ)

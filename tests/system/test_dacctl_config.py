@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from lib.dacd import BUILD, write_ini
+from lib.provider import say
 
 pytestmark = pytest.mark.own_store
 
@@ -141,3 +142,32 @@ def test_wrong_calls_exit_otherwise_than_answers():
     config("shwo", exit=2)
     config("show", "x", exit=1)
     config("diff", "x", "y", exit=2)
+
+
+async def test_a_key_by_credential_is_the_service_s_alone(make_dac, mock, tmp_path):
+    """As LoadCredential= has it: the service finds it by name, a reload reads it again, others look
+    on without it."""
+    folder = tmp_path / "credentials"
+    folder.mkdir(mode=0o700)
+    (folder / "acme").write_text(SECRETS[0] + "\n")
+    env = {"CREDENTIALS_DIRECTORY": str(folder)}
+    dac = make_dac({"provider perplexity": {"api_key_file": "credential:acme"}}, env=env, workers=1)
+    await dac.ask_json(await dac.thread(), say(tokens=1))
+    assert (await mock.log("request"))[0]["headers"]["authorization"] == f"Bearer {SECRETS[0]}"
+    assert SECRETS[0] not in dac.log
+    shown = config("show", "-c", dac.conf)
+    assert "; API key: the service's alone" in shown.stdout and "credential:acme" in shown.stdout
+    assert 'credential "acme" is given to the service alone' in shown.stderr
+    assert "; API key: ***" in run("dacd", "-t", "-c", dac.conf, env=env).stdout
+    refused = run("dacd", "-c", dac.conf, exit=1)
+    assert "LoadCredential=acme:FILE" in refused.stderr
+    (folder / "acme").unlink()
+    run("dacd", "-t", "-c", dac.conf, env=env, exit=1)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path):
+    said = run("dacd", "-t", "-c", tmp_path / "dac.conf", exit=1).stderr
+    assert said.startswith(
+        f"{tmp_path}/dac.conf: could not read the configuration: No such file or directory; "
+        "create it, or name another with -c FILE\n"
+    )

@@ -239,7 +239,7 @@ def pgpass(path, server, password=PASSWORD, mode=0o600):
     return path
 
 
-@pytest.mark.parametrize("where", ["string", "uri", "passfile", "PGPASSFILE", "home", "PGPASSWORD"])
+@pytest.mark.parametrize("where", ["string", "uri", "passfile", "credential", "PGPASSFILE", "home", "PGPASSWORD"])
 async def test_a_password_comes_from_everywhere(make_postgres, start, tmp_path, where):
     server = make_postgres(hba=SCRAM)
     env, text = {}, tcp(server, password=None)
@@ -249,6 +249,10 @@ async def test_a_password_comes_from_everywhere(make_postgres, start, tmp_path, 
         text = f"postgresql://dac:{percent(PASSWORD, safe='')}@localhost:{server.port}/dac?connect_timeout=3"
     elif where == "passfile":
         text = tcp(server, password=None, passfile=pgpass(tmp_path / "it's a file", server))
+    elif where == "credential":  # as systemd makes them
+        (tmp_path / "credentials").mkdir(mode=0o700)
+        path = pgpass(tmp_path / "credentials/dac-postgres", server, mode=0o400)
+        text = tcp(server, password=None, passfile=path)
     elif where == "PGPASSFILE":
         env = {"PGPASSFILE": str(pgpass(tmp_path / "pgpass", server))}
     elif where == "home":

@@ -6,6 +6,8 @@
 #define DAC_TESTS_CONFIG_FIXTURE_H
 
 #include <check.h>
+#include <openssl/pem.h>
+#include <openssl/x509.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,6 +52,24 @@ static void write_bytes(const char *path, const void *data, size_t n)
 static void write_text(const char *path, const char *text)
 {
     write_bytes(path, text, strlen(text));
+}
+
+/* A certificate that has been in no file before. */
+static inline void write_certificate(const char *path)
+{
+    EVP_PKEY *key = EVP_EC_gen("P-256");
+    X509 *x = X509_new();
+    FILE *f = fopen(path, "w");
+
+    ASN1_INTEGER_set(X509_get_serialNumber(x), 1);
+    X509_gmtime_adj(X509_getm_notBefore(x), -60);
+    X509_gmtime_adj(X509_getm_notAfter(x), 3600);
+    X509_set_pubkey(x, key);
+    ck_assert_int_gt(X509_sign(x, key, EVP_sha256()), 0);
+    ck_assert_int_eq(PEM_write_X509(f, x), 1);
+    ck_assert_int_eq(fclose(f), 0);
+    X509_free(x);
+    EVP_PKEY_free(key);
 }
 
 /* What is printed of the problems; for the caller to free. */

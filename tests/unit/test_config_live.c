@@ -104,13 +104,13 @@ START_TEST(what_is_in_files_counts)
     struct changes c = {0};
 
     write_text("key", "first-secret\n");
-    write_text("ca.pem", "one\n");
+    write_certificate("ca.pem");
     from = load_good(text, NULL);
     to = load_good(text, NULL);
     ck_assert_uint_eq(config_diff(from, to, note, &c), 0);
     config_free(to);
     write_text("key", "second-secret\n");
-    write_text("ca.pem", "two\n");
+    write_certificate("ca.pem");
     to = load_good(text, NULL);
     ck_assert_uint_eq(config_diff(from, to, note, &c), 2);
     ck_assert_ptr_nonnull(strstr(c.text, "API key: *** -> *** (new workers)"));

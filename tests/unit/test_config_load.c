@@ -194,7 +194,8 @@ static const struct {
      "dac.conf:3: unknown setting \"header_timout\" in [server]; did you mean "
      "\"header_timeout\"?\n"},
     {NO_ENV "xyzzy = 1\n",
-     "dac.conf:3: unknown setting \"xyzzy\" in [server]; remove it\n"},
+     "dac.conf:3: unknown setting \"xyzzy\" in [server]; remove it (\"dacctl config "
+     "explain server\" tells those that there are)\n"},
     {NO_ENV "result_ttl = 1s\nrps = 1\nCOALESCE_ENABLED = 0\n",
      "dac.conf:3: \"result_ttl\" is no setting of [server]; move it to [flight]\n"
      "dac.conf:4: \"rps\" is no setting of [server]; move it to [provider NAME]\n"
@@ -275,14 +276,27 @@ static const struct {
     {NO_ENV "listen = 1.2.3.4:5,\n", "dac.conf:3: listen: \"\" is not an address; write "
                                      "it like 127.0.0.1:8000, [::1]:8000 "
                                      "or unix:/path\n"},
+    {"[serve]\n[x]\n", "dac.conf:1: unknown section [serve]; did you mean [server]?\n"
+                       "dac.conf:2: unknown section [x]; there are [server], [memory], "
+                       "[store], [flight] and [provider NAME]\n"},
+    {P("api_key = hunter2\nmodel = x\nconnect_timeout_ms = 5\n"),
+     "dac.conf:4: unknown setting \"api_key\" in [provider p]; did you mean "
+     "\"api_key_file\"?\n"
+     "dac.conf:5: unknown setting \"model\" in [provider p]; did you mean \"models\"?\n"
+     "dac.conf:6: unknown setting \"connect_timeout_ms\" in [provider p]; did you mean "
+     "\"connect_timeout\"?\n"},
+    {NO_ENV "[store]\nspool = /x\nsqlite = /x\n",
+     "dac.conf:4: spool: \"/x\" is the file of sqlite; name another one\n"},
     {NO_ENV "name = ../x\n", "dac.conf:3: name: \"../x\" is not valid; use up to 48 "
                              "letters, digits, \".\", \"_\" or "
                              "\"-\", not beginning with \".\"\n"},
     {NO_ENV
      "[store]\nsqlite =\n[flight]\nabandon_grace_max = 50ms\nflight_max_bytes = 48m\n",
      "dac.conf:4: sqlite: is empty; name a database file\n"
-     "dac.conf:6: abandon_grace: is longer than abandon_grace_max; make it at most that\n"
-     "dac.conf:7: flight_max_bytes: is not below shm_size; lower it or raise shm_size in "
+     "dac.conf:6: abandon_grace: 100ms is longer than abandon_grace_max, which is 50ms; "
+     "make it at most that\n"
+     "dac.conf:7: flight_max_bytes: 48m is not below shm_size, which is 48m; lower it or "
+     "raise shm_size in "
      "[memory]\n"},
     {NO_ENV "[provider]\n[provider 1x]\n[provider a b]\n[provider x]\nbase_url=http://h\n"
             "[provider x]\nrps=x\n[provider y]\n",
@@ -475,7 +489,8 @@ START_TEST(missing_file_is_one_problem)
     printed = problem_text(&problems);
     ck_assert_ptr_nonnull(strstr(printed,
                                  "/none/dac.conf: could not read the configuration: "
-                                 "No such file or directory\n"));
+                                 "No such file or directory; create it, or name another "
+                                 "with -c FILE\n"));
     free(printed);
     config_problems_free(&problems);
 }

@@ -156,6 +156,68 @@ START_TEST(bad_variables_name_their_source)
 }
 END_TEST
 
+START_TEST(flags_that_nobody_knows_are_warned_of_where_they_are_near)
+{
+    const char *const environ[] = {"COALESE_ENABLED=0", NULL};
+    struct config_problems problems = {0};
+    struct config *cfg;
+    char *printed;
+
+    write_text("dac.env", "COALESE_ENABLED=0\nOPEN_AI_X_RSP=\nOPEN_AI_RPS=5\nLANG=C\n"
+                          "OPEN_AI_API_KEY=x\nPATH=/bin\nRPS=1\n");
+    write_text("dac.conf", WITH_ENV);
+    ck_assert_int_eq(config_load("dac.conf", environ, &cfg, &problems), DAC_OK);
+    printed = problem_text(&problems);
+    ck_assert_str_eq(
+        printed, "dac.env:1: warning: unknown flag \"COALESE_ENABLED\" has no effect; "
+                 "did you mean \"COALESCE_ENABLED\"?\n"
+                 "dac.env:2: warning: unknown flag \"OPEN_AI_X_RSP\" has no effect; "
+                 "did you mean \"OPEN_AI_X_RPS\"?\n"
+                 "dac.env:3: warning: unknown flag \"OPEN_AI_RPS\" has no effect; "
+                 "did you mean \"OPEN_AI_X_RPS\"?\n");
+    ck_assert(cfg->coalesce_enabled);
+    free(printed);
+    config_free(cfg);
+    config_problems_free(&problems);
+}
+END_TEST
+
+/* Lines that systemd's EnvironmentFile= reads in the same way (systemd.exec(5)). */
+static const struct {
+    const char *line;
+    const char *rps;
+} env_lines[] = {
+    {"OPEN_AI_X_RPS=7", "7"},
+    {"OPEN_AI_X_RPS=7\n", "7"},
+    {"OPEN_AI_X_RPS=7\r\n", "7"},
+    {"  OPEN_AI_X_RPS=7\n", "7"},
+    {"OPEN_AI_X_RPS= 7\n", "7"},
+    {"OPEN_AI_X_RPS=7  \n", "7"},
+    {"OPEN_AI_X_RPS=\"7\"\n", "7"},
+    {"OPEN_AI_X_RPS='7'\n", "7"},
+    {"OPEN_AI_X_RPS=7\nOPEN_AI_X_RPS=8\n", "8"},
+    {"# OPEN_AI_X_RPS=7\n", "1"},
+    {"; OPEN_AI_X_RPS=7\n", "1"},
+    {"\n\n\tOPEN_AI_X_RPS=7\n\n", "7"},
+    {"OTHER=\"a # b; c\"\nOPEN_AI_X_RPS=7\n", "7"},
+    {"OTHER='it \"is\" $HOME'\nOPEN_AI_X_RPS=7\n", "7"},
+    {"OTHER=a=b\nOPEN_AI_X_RPS=7\n", "7"},
+    {"OTHER=\nOPEN_AI_X_RPS=7\n", "7"},
+};
+
+START_TEST(env_file_is_read_as_systemd_does)
+{
+    struct rate rate = {0};
+    struct config *cfg;
+
+    write_text("dac.env", env_lines[_i].line);
+    cfg = load_good(WITH_ENV, NULL);
+    ck_assert_int_eq(config_facts(cfg, find_rate, &rate), DAC_OK);
+    ck_assert_str_eq(rate.value, env_lines[_i].rps);
+    config_free(cfg);
+}
+END_TEST
+
 /* --- printing ----------------------------------------------------------------------- */
 
 static char *printed_config(const struct config *cfg)
@@ -280,6 +342,9 @@ int main(void)
     tcase_add_loop_test(tc, each_level_wins_over_those_below_and_is_named, 0,
                         (int)DAC_ARRAY_LEN(levels));
     tcase_add_test(tc, bad_variables_name_their_source);
+    tcase_add_test(tc, flags_that_nobody_knows_are_warned_of_where_they_are_near);
+    tcase_add_loop_test(tc, env_file_is_read_as_systemd_does, 0,
+                        (int)DAC_ARRAY_LEN(env_lines));
     tcase_add_test(tc, print_masks_keys_and_reads_back);
     tcase_add_test(tc, survives_junk);
     suite_add_tcase(s, tc);
