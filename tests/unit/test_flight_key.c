@@ -107,6 +107,15 @@ static const struct asked different[] = {
     WITH(.messages = "[null]"),
     WITH(.messages = "[\"\"]"),
 };
+
+/* As key_of_question() has it. */
+static const struct asked same_question[] = {WITH(.model = "n"), WITH(.provider = "q"),
+                                             WITH(.parent = "x"), WITH(.system = "s"),
+                                             WITH(.params = "{\"a\":2}")};
+
+static const struct asked other_question[] = {
+    WITH(.org = "p"), WITH(.thread = THREAD_2), WITH(.thread = NULL),
+    WITH(.content = "hello "), WITH(.messages = "[\"hello\"]")};
 #pragma GCC diagnostic pop
 
 START_TEST(every_difference_that_counts_makes_another_key)
@@ -158,17 +167,10 @@ static uint64_t question_of(struct asked a)
 /* For figures of bursts: keys may differ where nobody wanted them to. */
 START_TEST(the_question_is_the_same_whatever_comes_with_it)
 {
-    static const struct asked same[] = {WITH(.model = "n"), WITH(.provider = "q"),
-                                        WITH(.parent = "x"), WITH(.system = "s"),
-                                        WITH(.params = "{\"a\":2}")};
-    static const struct asked other[] = {WITH(.org = "p"), WITH(.thread = THREAD_2),
-                                         WITH(.thread = NULL), WITH(.content = "hello "),
-                                         WITH(.messages = "[\"hello\"]")};
-
-    for (size_t i = 0; i < DAC_ARRAY_LEN(same); i++)
-        ck_assert_uint_eq(question_of(same[i]), question_of(base));
-    for (size_t i = 0; i < DAC_ARRAY_LEN(other); i++)
-        ck_assert_uint_ne(question_of(other[i]), question_of(base));
+    for (size_t i = 0; i < DAC_ARRAY_LEN(same_question); i++)
+        ck_assert_uint_eq(question_of(same_question[i]), question_of(base));
+    for (size_t i = 0; i < DAC_ARRAY_LEN(other_question); i++)
+        ck_assert_uint_ne(question_of(other_question[i]), question_of(base));
 }
 END_TEST
 
