@@ -85,8 +85,8 @@ static void print_stats(const struct mock *m, bool timed_out, struct buf *b)
     for (size_t i = 0; i < DAC_ARRAY_LEN(counters); i++)
         buf_printf(b, "%s\"%s\":%" PRIu64, i ? "," : "{", counters[i].name,
                    counter(&m->stats, i));
-    buf_printf(b, ",\"t_ns\":%" PRIu64 ",\"timeout\":%s}\n", clock_now_ns(),
-               timed_out ? "true" : "false");
+    buf_printf(b, ",\"log_seq\":%" PRIu64 ",\"t_ns\":%" PRIu64 ",\"timeout\":%s}\n",
+               m->journal.next - 1, clock_now_ns(), timed_out ? "true" : "false");
 }
 
 static void get_stats(struct exchange *x)
