@@ -9,6 +9,7 @@
 #   tools/install-deps.sh venv       only .venv (Python and Node packages, promtool)
 #   tools/install-deps.sh model-checker   compiler and spin, for tests/model
 #   tools/install-deps.sh package    compiler, libraries and what builds the Debian package
+#   tools/install-deps.sh ttft       compiler, libraries and curl, for ttft-check
 #   tools/install-deps.sh systemd    what boots a systemd, for tests/systemd
 #   tools/install-deps.sh model      only .demo/llm; exits 3 where it cannot be had
 #
@@ -21,9 +22,10 @@ cd "$(dirname "$0")/.."
 build_packages="build-essential autoconf pkg-config libevent-dev libcurl4-openssl-dev
     libnghttp2-dev libssl-dev libjson-c-dev libpq-dev libsqlite3-dev check"
 check_packages="$build_packages clang clang-format libclang-rt-14-dev cppcheck shellcheck
-    sqlite3 curl jq openssl procps python3-venv postgresql pgbouncer"
+    sqlite3 curl jq openssl procps iproute2 python3-venv postgresql pgbouncer"
 demo_packages="$build_packages sqlite3 curl jq openssl procps python3-venv libgomp1 libstdc++6"
 package_packages="$build_packages debhelper lintian"
+ttft_packages="$build_packages curl"
 systemd_packages="mmdebstrap systemd-container util-linux tar"
 model_checker_packages="build-essential spin"
 node_packages="openai@7.57.0"
@@ -168,6 +170,7 @@ venv) install_venv ;;
 demo) install_packages "$demo_packages" ;;
 package) install_packages "$package_packages" ;;
 systemd) install_packages "$package_packages $systemd_packages" ;;
+ttft) install_packages "$ttft_packages" ;;
 model-checker) install_packages "$model_checker_packages" ;;
 model) install_model ;;
 *)
