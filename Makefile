@@ -313,6 +313,11 @@ unitdir := $(prefix)/lib/systemd/system
 sysusersdir := $(prefix)/lib/sysusers.d
 tmpfilesdir := $(prefix)/lib/tmpfiles.d
 
+# What operators run by hand or by timer; the first group is sourced or read, not run.
+RUNBOOK_DATA := tools/prep_ttft_test.sh tools/restore_prod_settings.sh tools/ttft_lib.sh
+RUNBOOK_SCRIPTS := tools/ttft_settings.sh tools/smoke_ttft.sh tools/run_ttft_suite.sh \
+	tools/acceptance.sh tools/sse_ttft_p95.mjs tools/check_alerts.sh
+
 .PHONY: install
 install: all ## install into $(DESTDIR)$(prefix)
 	install -d $(DESTDIR)$(sbindir) $(DESTDIR)$(bindir) $(DESTDIR)$(sysconfdir)/dac \
@@ -321,7 +326,7 @@ install: all ## install into $(DESTDIR)$(prefix)
 	install -m 755 $(filter-out $(BUILD)/dacd,$(BINARIES)) $(DESTDIR)$(bindir)
 	install -m 644 etc/dac.conf.sample $(DESTDIR)$(sysconfdir)/dac/dac.conf.sample
 	install -m 644 README.md CHANGELOG.md LICENSE docs/design.md docs/audit.md docs/store.md docs/metrics.md docs/install.md \
-	    $(DESTDIR)$(docdir)
+	    docs/runbook.md $(DESTDIR)$(docdir)
 	install -d $(DESTDIR)$(unitdir) $(DESTDIR)$(sysusersdir) $(DESTDIR)$(tmpfilesdir)
 	sed 's,/usr/sbin/,$(sbindir)/,; s,/etc/dac/,$(sysconfdir)/dac/,' systemd/dacd.service \
 	    >$(DESTDIR)$(unitdir)/dacd.service
@@ -329,7 +334,8 @@ install: all ## install into $(DESTDIR)$(prefix)
 	install -m 644 systemd/dac.sysusers $(DESTDIR)$(sysusersdir)/dac.conf
 	install -m 644 systemd/dac.tmpfiles $(DESTDIR)$(tmpfilesdir)/dac.conf
 	install -d $(DESTDIR)$(datadir)/dac
-	install -m 755 tools/check_alerts.sh $(DESTDIR)$(datadir)/dac
+	install -m 644 $(RUNBOOK_DATA) $(DESTDIR)$(datadir)/dac
+	install -m 755 $(RUNBOOK_SCRIPTS) $(DESTDIR)$(datadir)/dac
 	install -d $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man8
 	install -m 644 docs/man/*.1 $(DESTDIR)$(mandir)/man1
 	install -m 644 docs/man/*.8 $(DESTDIR)$(mandir)/man8

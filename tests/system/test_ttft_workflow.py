@@ -80,18 +80,18 @@ def run(tree, **changed):
     return ended, written
 
 
-def ports():
-    return {"DAC_PORT": str(free_port()), "MOCK_PORT": str(free_port()), "QUESTIONS": "20"}
+def own(questions):
+    return {"DAC_PORT": str(free_port()), "MOCK_PORT": str(free_port()), "QUESTIONS": str(questions)}
 
 
 def test_the_workflows_own_steps(tree):
-    ended, written = run(tree, **ports())
+    ended, written = run(tree, **own(20))
     assert ended == dict.fromkeys(["install", "build", "start", "measure", "judge", "stop"], 0), written
     assert re.search(r"^p95 2\d\d(\.\d)? ms: within 1500 ms$", written, re.M), written
     # The same programs with a provider that is slow to begin.
-    ended, written = run(tree, **ports(), MOCK_ANSWER="ttft=1600ms tokens=2")
+    ended, written = run(tree, **own(5), MOCK_ANSWER="ttft=1600ms tokens=2")
     assert ended.pop("judge") == 1 and "above what is allowed" in written, written
     assert ended == dict.fromkeys(["install", "build", "start", "measure", "logs", "stop"], 0), written
     # And with one that does not answer: nothing measured is no pass.
-    ended, written = run(tree, **ports(), MOCK_ANSWER="status=500")
+    ended, written = run(tree, **own(2), MOCK_ANSWER="status=500")
     assert ended["judge"] == 1 and "no p95 was measured" in written and ended["stop"] == 0, written
