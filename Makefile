@@ -300,6 +300,10 @@ lint: $(CONF)/config.mk ## layers, headers, format, cppcheck, shellcheck
 format: ## let clang-format rewrite the sources
 	@git ls-files -co --exclude-standard '*.c' '*.h' | xargs -r clang-format -i
 
+.PHONY: manual
+manual: all ## write the settings table into etc/dac.conf.sample and docs/man/dac.conf.5
+	@tools/update-manual.sh $(BUILD)/dacctl
+
 .PHONY: demo
 demo: ## a real model, one question, 50 clients (MODEL=mock: without the model)
 	@tools/install-deps.sh demo
@@ -326,7 +330,7 @@ install: all ## install into $(DESTDIR)$(prefix)
 	install -m 755 $(filter-out $(BUILD)/dacd,$(BINARIES)) $(DESTDIR)$(bindir)
 	install -m 644 etc/dac.conf.sample $(DESTDIR)$(sysconfdir)/dac/dac.conf.sample
 	install -m 644 README.md CHANGELOG.md LICENSE docs/design.md docs/audit.md docs/store.md docs/metrics.md docs/install.md \
-	    docs/runbook.md $(DESTDIR)$(docdir)
+	    docs/configuration.md docs/runbook.md $(DESTDIR)$(docdir)
 	install -d $(DESTDIR)$(unitdir) $(DESTDIR)$(sysusersdir) $(DESTDIR)$(tmpfilesdir)
 	sed 's,/usr/sbin/,$(sbindir)/,; s,/etc/dac/,$(sysconfdir)/dac/,' systemd/dacd.service \
 	    >$(DESTDIR)$(unitdir)/dacd.service
@@ -336,8 +340,9 @@ install: all ## install into $(DESTDIR)$(prefix)
 	install -d $(DESTDIR)$(datadir)/dac
 	install -m 644 $(RUNBOOK_DATA) $(DESTDIR)$(datadir)/dac
 	install -m 755 $(RUNBOOK_SCRIPTS) $(DESTDIR)$(datadir)/dac
-	install -d $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man8
+	install -d $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man5 $(DESTDIR)$(mandir)/man8
 	install -m 644 docs/man/*.1 $(DESTDIR)$(mandir)/man1
+	install -m 644 docs/man/*.5 $(DESTDIR)$(mandir)/man5
 	install -m 644 docs/man/*.8 $(DESTDIR)$(mandir)/man8
 
 # In a copy of what git knows, which stays for the next time: make there builds what changed.

@@ -1,7 +1,8 @@
 /*
  * `dacctl config`: what a configuration says and where each value came from (show), what
- * a setting is (explain), and what a reload would do about another file (diff). It reads
- * files and its own environment, as `dacd -t` does, and asks nobody.
+ * a setting is (explain), what a reload would do about another file (diff), and a sample
+ * of all settings. It reads files and its own environment, as `dacd -t` does, and asks
+ * nobody.
  */
 #include "dacctl_config.h"
 
@@ -181,6 +182,33 @@ static int explain(const char *conf, const char *word, bool json)
     return EXIT_BAD;
 }
 
+/* --- sample, manual ----------------------------------------------------------------- */
+
+static int write_all(void (*put)(struct buf *out))
+{
+    struct buf out = BUF_INIT(OUTPUT_MAX);
+
+    put(&out);
+    return put_out(&out) ? EXIT_GOOD : EXIT_BAD;
+}
+
+static int sample(const char *conf, const char *word, bool json)
+{
+    (void)conf;
+    (void)word;
+    (void)json;
+    return write_all(config_sample);
+}
+
+/* For `make manual`. */
+static int manual(const char *conf, const char *word, bool json)
+{
+    (void)conf;
+    (void)word;
+    (void)json;
+    return write_all(config_manual);
+}
+
 /* --- diff --------------------------------------------------------------------------- */
 
 static const struct {
@@ -278,9 +306,9 @@ static const struct {
     bool takes_word;
     int usage; /* what to exit with if it is called in another way */
 } commands[] = {
-    {"show", show, false, EXIT_BAD},
-    {"explain", explain, true, EXIT_BAD},
-    {"diff", diff, true, EXIT_TROUBLE},
+    {"show", show, false, EXIT_BAD},     {"explain", explain, true, EXIT_BAD},
+    {"diff", diff, true, EXIT_TROUBLE},  {"sample", sample, false, EXIT_BAD},
+    {"manual", manual, false, EXIT_BAD},
 };
 
 int dacctl_config(const char *conf, char *const *words, int n, bool json)
@@ -295,6 +323,6 @@ int dacctl_config(const char *conf, char *const *words, int n, bool json)
         }
         return commands[i].run(conf, n > 1 ? words[1] : NULL, json);
     }
-    fputs("dacctl: config is followed by one of show, explain, diff\n", stderr);
+    fputs("dacctl: config is followed by one of show, explain, diff, sample\n", stderr);
     return EXIT_TROUBLE;
 }

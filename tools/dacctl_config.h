@@ -6,9 +6,9 @@
 
 #include <stdbool.h>
 
-/* `words[0..n)` stand behind "config": show, explain [NAME], diff [FILE]. `conf` is the
- * configuration file, NULL the usual one. Returns what to exit with, and has said on
- * stderr what went wrong. */
+/* `words[0..n)` stand behind "config": show, explain [NAME], diff [FILE], sample. `conf`
+ * is the configuration file, NULL the usual one. Returns what to exit with, and has said
+ * on stderr what went wrong. */
 int dacctl_config(const char *conf, char *const *words, int n, bool json);
 
 #endif

@@ -36,4 +36,9 @@ enum dac_err config_facts(const struct config *cfg,
  * NULL. */
 size_t config_explain(const char *what, bool json, struct buf *out, const char **near);
 
+/* Appends the sample configuration, which can be used as it stands. */
+void config_sample(struct buf *out);
+/* Appends the list of settings for the manual page, in man(7) macros. */
+void config_manual(struct buf *out);
+
 #endif

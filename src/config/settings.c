@@ -38,7 +38,8 @@ static const char *const http2_words[] = {"auto", "off", NULL};
 const struct setting settings[] = {
     {SERVER(name), .name = "name", .type = SETTING_STRING, .def = "",
      .reload = SETTING_RESTART,
-     .help = "name of this instance; by default dac-PORT of the first address"},
+     .help = "name of this instance, and of its segment in /dev/shm; empty: dac-PORT of the "
+             "first address"},
     {SERVER(user), .name = "user", .type = SETTING_STRING, .def = "",
      .reload = SETTING_RESTART,
      .help = "user to become when started as root"},
@@ -110,14 +111,15 @@ const struct setting settings[] = {
              "threads used last readable"},
     {STORE(spool_max_bytes), .name = "spool_max", .type = SETTING_SIZE, .def = "1g",
      .min = 16 * MIB, .max = 1024 * GIB, .reload = SETTING_RESTART,
-     .help = "size of the spool; near it, new questions are refused"},
+     .help = "size of the spool, which it never passes; threads that are only kept make way "
+             "for turns, then new questions are refused at nine tenths of it"},
     {STORE(thread_cache), .name = "thread_cache", .type = SETTING_INT, .def = "10000",
      .min = 1, .max = 10000000, .reload = SETTING_RESTART,
      .help = "threads that the spool keeps, those used last"},
     {STORE(commit_timeout_ns), .name = "commit_timeout", .type = SETTING_DURATION,
      .def = "2s", .min = 100 * NS_PER_MS, .max = HOUR, .reload = SETTING_RESTART,
-     .help = "for PostgreSQL to commit a batch; then the connection is given up and the "
-             "batch goes to the spool"},
+     .help = "for PostgreSQL to commit a batch; then the batch goes to the spool, and the "
+             "next ones are smaller until they fit"},
     {STORE(done_timeout_ns), .name = "done_timeout", .type = SETTING_DURATION,
      .def = "10s", .min = 100 * NS_PER_MS, .max = HOUR, .reload = SETTING_IN_PLACE,
      .help = "for an answer to be stored, before its clients get an error"},

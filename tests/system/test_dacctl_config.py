@@ -3,11 +3,12 @@ reload would do; `dacd -t` agrees."""
 
 import json
 import os
+import re
 import subprocess
 
 import pytest
 
-from lib.dacd import BUILD, write_ini
+from lib.dacd import BUILD, ROOT, write_ini
 from lib.provider import say
 
 pytestmark = pytest.mark.own_store
@@ -171,3 +172,71 @@ def test_a_missing_file_says_what_to_do(tmp_path):
         f"{tmp_path}/dac.conf: could not read the configuration: No such file or directory; "
         "create it, or name another with -c FILE\n"
     )
+
+
+# --- the sample and the manual ---
+
+SAMPLE = ROOT / "etc/dac.conf.sample"
+PAGE = ROOT / "docs/man/dac.conf.5"
+CLASSES = {
+    "in_place": ("", "A reload changes it in place."),
+    "new_workers": ("new workers", "A reload starts new workers."),
+    "restart": ("restart", "A change needs a restart."),
+}
+
+
+def table():
+    return json.loads(config("explain", "--json").stdout)["settings"]
+
+
+def flat(text):
+    """Without comment signs and line breaks."""
+    return " ".join(re.sub(r"^\s*;", "", text, flags=re.M).split())
+
+
+def test_the_files_are_those_of_the_program():
+    hint = "run `make manual`"
+    assert SAMPLE.read_text() == config("sample").stdout, hint
+    (listed,) = re.findall(r'^\.\\" begin\n(.*)^\.\\" end$', PAGE.read_text(), re.M | re.S)
+    assert listed == config("manual").stdout, hint
+
+
+def test_both_tell_all_that_the_table_has():
+    """By another way than the one that they were made."""
+    sample = {m[1]: m[0] for m in re.finditer(r"^;? *([a-zA-Z_0-9]+) ?=.*\n(?: +; .*\n)*", SAMPLE.read_text(), re.M)}
+    page = PAGE.read_text().replace("\\-", "-").replace("\\&", "")
+    page = {m[1]: m[0] for m in re.finditer(r"^\.TP\n\\fB(\w+)\\fR.*\n(?:[^.].*\n)+", page, re.M)}
+    assert [*sample] == [*page] == [s["name"] for s in table()]
+    for s in table():
+        name, head = s["name"], page[s["name"]].splitlines()[1]
+        short, long = CLASSES[s["reload"]]
+        if s["default"] is None:
+            assert "must be set" in flat(sample[name]) and "Must be set." in page[name]
+        elif name not in ("listen", "sqlite"):
+            equals = " = " if s["section"] else "="
+            assert head == f"\\fB{name}\\fR" + (equals + s["default"] if s["default"] else "")
+            assert re.match(rf"; +{name} ?= ?{re.escape(s['default'])} *;", sample[name])
+        assert s["help"] in flat(sample[name]) and s["help"] + "." in page[name].splitlines()
+        notes = "; ".join(n for n in (s["range"], short) if n)
+        assert not notes or flat(sample[name]).endswith(notes + ")")
+        assert long in page[name].splitlines()
+        assert not s["range"] or f"Allowed: {s['range']}." in page[name].splitlines()
+
+
+def test_the_readme_has_the_table_s_words():
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    plain = [(n, d.strip("`"), m.replace("`", "")) for n, d, m in rows]
+    in_table = [(s["name"], s["default"], s["help"]) for s in table() if s["section"]]
+    assert plain == [(n, "required" if d is None else d, h) for n, d, h in in_table]
+
+
+def test_commented_lines_are_the_defaults(tmp_path):
+    """The sample means the same with all of its comments taken off, but for a file that may only be
+    missing while nobody names it."""
+    bare = re.sub(r"^; (?!env_file)(?=\w+ =)", "", SAMPLE.read_text(), flags=re.M)
+    assert bare.count("\n; ") < SAMPLE.read_text().count("\n; ") - 30
+    (tmp_path / "dac.conf").write_text(bare)
+    differs = config("diff", "-c", tmp_path / "dac.conf", SAMPLE)
+    assert differs.stdout == ""
+    changes = json.loads(config("--json", "diff", "-c", SAMPLE, exit=1).stdout)["changes"]
+    assert [c["name"] for c in changes] == ["provider.perplexity.base_url"]
