@@ -146,8 +146,7 @@ def test_wrong_calls_exit_otherwise_than_answers():
 
 
 async def test_a_key_by_credential_is_the_service_s_alone(make_dac, mock, tmp_path):
-    """As LoadCredential= has it: the service finds it by name, a reload reads it again, others look
-    on without it."""
+    """As LoadCredential= has it: the service finds it by name, others look on without it."""
     folder = tmp_path / "credentials"
     folder.mkdir(mode=0o700)
     (folder / "acme").write_text(SECRETS[0] + "\n")

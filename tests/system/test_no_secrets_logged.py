@@ -59,3 +59,39 @@ async def test_at_debug_level_through_all_kinds_of_trouble(make_dac, mock):
         assert word not in dac.log.lower()
     sent = (await mock.log("request"))[0]["headers"]
     assert sent["authorization"] == f"Bearer {API_KEY}", "the provider gets the key"
+
+
+# What people write where it does not belong, or where it must not be shown.
+SPILT = [
+    ("provider perplexity", {"api_key_file": "sk-canary-0123456789"}),
+    ("provider perplexity", {"api_key": "sk-canary-0"}),
+    ("provider perplexity", {"base_url": "https://me:sk-canary-0@example.com/v1"}),
+    ("provider perplexity", {"base_url": "https://example.com/v1?key=sk-canary-0"}),
+    ("provider perplexity", {"models": '"sk-canary-0'}),
+    ("store", {"postgres": "host=a passwort=sk-canary-0"}),
+    ("store", {"postgres": "postgresql://me:sk-canary-0@h:99999/"}),
+]
+
+
+async def test_of_reloads_good_and_bad(make_dac, mock, tmp_path):
+    folder = tmp_path / "credentials"
+    folder.mkdir(mode=0o700)
+    (folder / "acme").write_text("sk-canary-old")
+    dac = make_dac(
+        {"server": {"log_level": "debug"}, "provider perplexity": {"api_key_file": "credential:acme"}},
+        env={"CREDENTIALS_DIRECTORY": str(folder)},
+        workers=1,
+    )
+    dac.allow_log = ["dac.conf:", "reload refused"]
+    for section, settings in SPILT:
+        good = dict(dac.sections.get(section, {}))
+        dac.sections.setdefault(section, {}).update(settings)
+        said = dac.reload()
+        assert "reload refused" in said and "dac.conf:" in said, settings
+        dac.sections[section] = good
+    (folder / "acme").write_text("sk-canary-new")
+    assert "API key: *** -> ***" in dac.reload()
+    await dac.ask_json(await dac.thread(), say(tokens=1))
+    assert "sk-canary" not in dac.log
+    sent = (await mock.log("request"))[0]["headers"]
+    assert sent["authorization"] == "Bearer sk-canary-new"
