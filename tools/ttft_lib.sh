@@ -47,6 +47,9 @@ find_program() {
 # value, with tabs. $why says why that failed.
 read_settings() {
     conf=${DAC_CONF:-/etc/dac/dac.conf}
+    # In the source tree the sample is what README.md starts.
+    [ -n "${DAC_CONF:-}" ] || [ -e "$conf" ] || [ ! -e "$here/../etc/dac.conf.sample" ] ||
+        conf=$here/../etc/dac.conf.sample
     if ! dacd=${DACD:-$(find_program dacd)}; then
         why="no dacd found here (DACD=/path/of/dacd names one)"
         return 1
@@ -450,14 +453,16 @@ has_delta() {
     grep -q '^event: delta' "$work/cancel.body" 2>/dev/null || ! kill -0 "$asker" 2>/dev/null
 }
 
-# ended_at_mock TEXT SINCE: prints when (seconds since 1970) the call with that text was left.
+# ended_at_mock TEXT SINCE: into $work/gone, when (seconds since 1970) the call with that text was
+# left, and when it had come.
 ended_at_mock() {
     mock_get "$mock" "log?since=$2" 2>/dev/null | awk -v text="$1" '
         index($0, "\"event\":\"request\"") && index($0, text) && match($0, /"call":[0-9]+/) {
             call = substr($0, RSTART, RLENGTH) ","
+            came = match($0, /"wall":[0-9.]+/) ? substr($0, RSTART + 7, RLENGTH - 7) : 0
         }
         call && index($0, call) && /"event":"(closed|reset)_by_client"/ && match($0, /"wall":[0-9.]+/) {
-            print substr($0, RSTART + 7, RLENGTH - 7); exit
+            print substr($0, RSTART + 7, RLENGTH - 7), came; exit
         }' >"$work/gone"
     [ -s "$work/gone" ]
 }
@@ -480,6 +485,7 @@ cancel_once() {
     fi
     thread=$(new_thread) || return 1
     rm -f "$work/cancel.body"
+    asked_at=$(seconds_now)
     (run=exec body=$work/cancel.body; stream "$work/cancel.trace" "$thread" "$text") &
     asker=$!
     if ! wait_for 60 has_delta || ! kill -0 "$asker" 2>/dev/null; then
@@ -517,7 +523,13 @@ cancel_once() {
         say "a cancelled call was not seen to end at the provider within 5 s"
         return 1
     fi
-    awk -v t0="$began" '{ printf "%.3f\n", ($1 - t0) * 1000 }' "$work/gone"
+    # The call came between the question and its first text: else the clocks are not the same.
+    if ! awk -v asked="$asked_at" -v t0="$began" '
+        NF == 2 && ($2 < asked || $2 > t0) { exit 1 }
+        { printf "%.3f\n", ($1 - t0) * 1000 }' "$work/gone"; then
+        say "the clock of dac-mock is not this machine's: run this where dac-mock runs"
+        return 1
+    fi
 }
 
 # cancel_all N: N cancellations of each kind. Sets cancel_ms and leave_ms, the slowest of each;

@@ -13,7 +13,8 @@
 #
 # The state is kept beside the env file E:
 #   E.before-ttft-test         the file that was there: the file itself, not a copy
-#   E.none-before-ttft-test    in its place, where there was no file
+#   E.none-before-ttft-test    in its place, where there was no file; says "folder" if there was
+#                              no folder either
 #   E.edited-in-ttft-test      what somebody changed in E during the test, put aside at restore
 # Every step is one rename(2) or link(2): a process that dies in between, or twice the same in a
 # row, loses nothing, and E is never half. Exit status: 0 done, or nothing to do; 1 not done.
@@ -69,8 +70,7 @@ find_env_file() {
     fi
     [ -n "$env_file" ] || fail "$conf says \"env_file =\": this instance reads no env file" \
         "give it one: [server] env_file = /etc/dac/dac.env"
-    env_file=$(readlink -f -- "$env_file") ||
-        fail "there is no folder for $env_file" "make it, or correct [server] env_file"
+    env_file=$(readlink -m -- "$env_file")
     folder=${env_file%/*}
     before=$env_file.before-ttft-test
     none=$env_file.none-before-ttft-test
@@ -81,7 +81,11 @@ find_env_file() {
 
 # One at a time; and what a process left that died goes.
 lock_folder() {
-    [ -d "$folder" ] || fail "there is no folder $folder" "make it, or correct [server] env_file"
+    if [ ! -d "$folder" ]; then
+        [ "$me" = prep ] || return 0 # nothing can be there
+        mkdir -- "$folder" || fail "there is no folder $folder" "make it, or correct [server] env_file"
+        made=folder
+    fi
     [ -w "$folder" ] || fail "$folder may not be written by $(id -un)" \
         "do it as root (sudo -s, then source it again)"
     exec 9<"$folder"
@@ -164,7 +168,7 @@ limits_now() {
 }
 
 say_next() {
-    tell "now: systemctl reload dacd, or systemctl restart dacd; then $1"
+    tell "now: systemctl reload dacd (or dacctl reload), or restart it; then $1"
 }
 
 prep() {
@@ -203,7 +207,9 @@ prep() {
             mv -f -- "$tmp" "$before"
         fi
     else
-        : >"$none" || fail "could not write $none" "do it as root"
+        if ! echo "$made" >"$tmp" || ! mv -f -- "$tmp" "$none"; then
+            fail "could not write $none" "do it as root"
+        fi
     fi
     sync "$folder"
 
@@ -271,10 +277,12 @@ restore() {
         tell "$what: as it was before"
     else
         rm -f -- "$env_file"
+        made=$(cat "$none")
         rm -f -- "$none"
+        [ "$made" != folder ] || rmdir -- "$folder" 2>/dev/null || true
         tell "$what: gone again, as it was before"
     fi
-    sync "$folder"
+    [ ! -d "$folder" ] || sync "$folder"
 }
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/dac-ttft.XXXXXX")
@@ -282,6 +290,7 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 umask 022
+made=
 
 find_env_file
 case $me in

@@ -79,15 +79,15 @@ async def test_a_slow_provider_fails_the_suite(dac, mock, report):
 
 
 async def test_no_answers_are_no_pass(dac, mock, report):
-    await mock.default(status=500)
+    await mock.default(status=401)
     status, out, err = await script(dac, "./run_ttft_suite.sh", DAC_TTFT_N="2", DAC_CANCEL_N="1", DAC_REPORT=str(report))
     found = re.fullmatch(LINES, out)
     assert status == 1 and found[1] == "n/a" and found[2] == "FAIL" and found[3] == "n/a", out
-    assert "provider_error" in err and "provider_error" in report.read_text()
+    assert "provider_auth" in err and "provider_auth" in report.read_text()
     status, out, err = await script(dac, "./acceptance.sh", ACCEPT_N="2", DAC_CANCEL_N="1")
     assert status == 1 and out.count("FAIL") == 6, out + err
     status, out, err = await script(dac, "./smoke_ttft.sh")
-    assert status == 1 and "FAIL  end: no done event -> error provider_error" in out
+    assert status == 1 and "FAIL  end: no done event -> error provider_auth" in out
 
 
 @pytest.mark.parametrize("name", ["smoke_ttft.sh", "run_ttft_suite.sh", "acceptance.sh"])

@@ -137,6 +137,15 @@ def test_there_was_no_file(make_dac, kind):
     assert place.state() == {}
 
 
+def test_there_was_no_folder(make_dac):
+    place = Place(make_dac(provider="http://127.0.0.1:9/v1", start=False), content=None)
+    place.folder.rmdir()
+    p = place.shell(f"{restore()}; {prep()}; {prep()}")
+    assert b"nothing to restore" in p.stdout and place.env_file.exists()
+    place.shell(restore())
+    assert not place.folder.exists()
+
+
 def dying(place, at, after):
     """A folder for PATH whose ln, mv, cp, rm and sync kill their caller at the `at`th call of one
     of them, before or after what they do."""

@@ -40,8 +40,8 @@ def read_workflow():
 
 @pytest.fixture
 def tree(tmp_path):
-    if BUILD != ROOT / "build" or not (ROOT / "config.status").exists():
-        pytest.skip("needs the normal build")
+    if BUILD != ROOT / "build" or not (ROOT / "config.status").exists() or not WORKFLOW.exists():
+        pytest.skip("needs the normal build of a working copy")
     copy = tmp_path / "tree"
     copy.mkdir()
     for name in TREE:
