@@ -43,7 +43,7 @@ static bool put_out(struct buf *out)
 
     if (!ok) {
         fputs("dacctl: out of memory\n", stderr);
-    } else if (fwrite(out->data, 1, out->len, stdout) != out->len ||
+    } else if ((out->len > 0 && fwrite(out->data, 1, out->len, stdout) != out->len) ||
                fflush(stdout) != 0) {
         fprintf(stderr, "dacctl: could not write: %s\n", strerror(errno));
         ok = false;
