@@ -7,6 +7,7 @@
  * this file, so the text does not grow with traffic. No counter and no bucket ever goes
  * back while the service runs, whatever dies. docs/metrics.md has the list.
  */
+#include <math.h>
 #include <stdio.h>
 
 #include "api/native.h"
@@ -247,6 +248,17 @@ static void put_last(struct buf *b, const struct performance *p)
                   "time in the pacer's queue of the last 100 turns", &p->queue);
     put_gauge(b, "dac_last_turns_error_ratio",
               "share of failed and incomplete turns among the last 100", p->error_rate);
+    put_gauge(
+        b, "dac_last_turns_burst_leaders",
+        "turns of the last 100 that were asked the same at the same time, in bursts "
+        "of 11 requests or more",
+        (double)p->burst.leaders);
+    put_gauge(b, "dac_last_turns_burst_followers",
+              "requests that got one of those turns without a call of their own",
+              (double)p->burst.followers);
+    put_gauge(b, "dac_last_turns_burst_age_seconds",
+              "since the last of those turns ended, NaN if there is none",
+              p->burst.leaders > 0 ? (double)p->burst.age_ns / (double)NS_PER_S : NAN);
 }
 
 void api_metrics(struct http_exchange *ex, void *ctx)
