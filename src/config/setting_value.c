@@ -50,12 +50,13 @@ void setting_put_number(const struct setting *s, uint64_t v, struct buf *b)
         buf_printf(b, "%llu", (unsigned long long)v);
 }
 
-static enum dac_err out_of_range(const struct setting *s, const char *value,
-                                 struct buf *why)
+/* The same for a setting that has a range, with what to choose instead. */
+static enum dac_err not_in_range(const struct setting *s, const char *value,
+                                 const char *what, struct buf *why)
 {
-    struct buf fault = BUF_INIT(256);
+    struct buf fault = BUF_INIT(512);
 
-    buf_puts(&fault, "is out of range; choose ");
+    buf_printf(&fault, "%s; choose ", what);
     setting_put_range(s, &fault);
     if (s->type == SETTING_RATE)
         buf_puts(&fault, " for no limit");
@@ -79,22 +80,21 @@ static enum dac_err parse_number(const struct setting *s, void *base, const char
     switch (s->type) {
     case SETTING_DURATION:
         ok = value_parse_duration(value, &v);
-        fault = "is not a duration; write it like 30s, 100ms or 5m";
+        fault = "is not a duration like 30s, 100ms or 5m";
         break;
     case SETTING_SIZE:
         ok = value_parse_size(value, &v);
-        fault = "is not a size; write it like 4096, 64k, 48m or 1g";
+        fault = "is not a size like 4096, 64k or 48m";
         break;
     default:
         ok = bytes_parse_u64(value, strlen(value), UINT64_MAX, &v);
-        fault = s->automatic ? "is not a whole number; write it like 4, or auto"
-                             : "is not a whole number; write it like 4";
+        fault = "is not a whole number";
         break;
     }
     if (!ok && !automatic)
-        return invalid(s, value, fault, why);
+        return not_in_range(s, value, fault, why);
     if (!automatic && (v < s->min || v > s->max))
-        return out_of_range(s, value, why);
+        return not_in_range(s, value, "is out of range", why);
     if (s->type == SETTING_INT)
         *(uint32_t *)member(s, base) = (uint32_t)v;
     else
@@ -108,9 +108,9 @@ static enum dac_err parse_rate(const struct setting *s, void *base, const char *
     double v;
 
     if (!value_parse_rate(value, &v))
-        return invalid(s, value, "is not a number; write it like 10 or 0.5", why);
+        return not_in_range(s, value, "is not a number like 10 or 0.5", why);
     if ((v > 0 && v < strtod(RATE_MIN, NULL)) || v > (double)s->max)
-        return out_of_range(s, value, why);
+        return not_in_range(s, value, "is out of range", why);
     *(double *)member(s, base) = v;
     return DAC_OK;
 }

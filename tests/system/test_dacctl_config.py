@@ -88,7 +88,7 @@ def test_problems_are_told_all_at_once(conf):
     path = conf({"server": {"wrokers": 3, "body_max": "1x"}, "flight": {"error_ttl": "2h"}})
     expected = [
         f'{path}:4: unknown setting "wrokers" in [server]; did you mean "workers"?',
-        f'{path}:5: body_max: "1x" is not a size; write it like 4096, 64k, 48m or 1g',
+        f'{path}:5: body_max: "1x" is not a size like 4096, 64k or 48m; choose 1k to 64m',
         f'{path}:15: error_ttl: "2h" is out of range; choose 0s to 1h',
     ]
     for p in (run("dacd", "-t", "-c", path, exit=1), config("show", "-c", path, exit=1)):

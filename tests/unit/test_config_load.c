@@ -232,14 +232,15 @@ static const struct {
     {NO_ENV "workers = 0\nmax_connections = -1\nheader_timeout = 30\nbody_max = 1.5m\n"
             "drain_timeout = 25h\nlog_level = loud\nbody_timeout =\n",
      "dac.conf:3: workers: \"0\" is out of range; choose 1 to 28, or auto\n"
-     "dac.conf:4: max_connections: \"-1\" is not a whole number; write it like 4\n"
-     "dac.conf:5: header_timeout: \"30\" is not a duration; write it like 30s, 100ms or "
-     "5m\n"
-     "dac.conf:6: body_max: \"1.5m\" is not a size; write it like 4096, 64k, 48m or 1g\n"
+     "dac.conf:4: max_connections: \"-1\" is not a whole number; choose 1 to 1000000\n"
+     "dac.conf:5: header_timeout: \"30\" is not a duration like 30s, 100ms or 5m; choose "
+     "100ms to 1h\n"
+     "dac.conf:6: body_max: \"1.5m\" is not a size like 4096, 64k or 48m; choose 1k to "
+     "64m\n"
      "dac.conf:7: drain_timeout: \"25h\" is out of range; choose 0s to 1d\n"
      "dac.conf:8: log_level: \"loud\" is not known; choose error, warn, info or debug\n"
-     "dac.conf:9: body_timeout: \"\" is not a duration; write it like 30s, 100ms or "
-     "5m\n"},
+     "dac.conf:9: body_timeout: \"\" is not a duration like 30s, 100ms or 5m; choose "
+     "100ms to 1h\n"},
     {NO_ENV "[store]\npostgres = host=a passwort=hunter2\n",
      "dac.conf:4: postgres: is no connection string of libpq (invalid connection option "
      "...); write it as \"host=... dbname=...\" or postgresql://...\n"},
@@ -254,10 +255,9 @@ static const struct {
     {NO_ENV "[store]\npostgres = postgresql://u:hunter2@h:99999/\n",
      "dac.conf:4: postgres: libpq refuses it (invalid port number...)\n"},
     {NO_ENV "workers = many\n[memory]\nshm_size = 99999999999g\nmax_flights = 8\n",
-     "dac.conf:3: workers: \"many\" is not a whole number; write it like 4, or auto\n"
-     "dac.conf:5: shm_size: \"99999999999g\" is not a size; write it like 4096, 64k, 48m "
-     "or "
-     "1g\n"
+     "dac.conf:3: workers: \"many\" is not a whole number; choose 1 to 28, or auto\n"
+     "dac.conf:5: shm_size: \"99999999999g\" is not a size like 4096, 64k or 48m; choose "
+     "4m to 64g\n"
      "dac.conf:6: max_flights: \"8\" is out of range; choose 16 to 65536\n"},
     {NO_ENV "listen = localhost:8000\n",
      "dac.conf:3: listen: \"localhost:8000\" is not an address; write it like "
@@ -308,12 +308,14 @@ static const struct {
      "letters, "
      "digits, \".\", \"_\" or \"-\"\n"
      "dac.conf:8: this section is there twice; move its settings to line 6\n"
-     "dac.conf:9: rps: \"x\" is not a number; write it like 10 or 0.5\n"
+     "dac.conf:9: rps: \"x\" is not a number like 10 or 0.5; choose 0.0001 to 100000, or "
+     "0 for no limit\n"
      "dac.conf:10: [provider y] has no base_url; add one like base_url = "
      "https://api.example.com/v1\n"},
     {P("rps = -1\nburst = 0\nconcurrency = 257\nhttp2 = on\ndialect = anthropic\n"
        "models = a,,b\nstall_timeout = 0s\n"),
-     "dac.conf:4: rps: \"-1\" is not a number; write it like 10 or 0.5\n"
+     "dac.conf:4: rps: \"-1\" is not a number like 10 or 0.5; choose 0.0001 to 100000, "
+     "or 0 for no limit\n"
      "dac.conf:5: burst: \"0\" is out of range; choose 1 to 100000, or auto\n"
      "dac.conf:6: concurrency: \"257\" is out of range; choose 1 to 256\n"
      "dac.conf:7: http2: \"on\" is not known; choose auto or off\n"
