@@ -115,7 +115,7 @@ write_report() {
     echo "  does not count. p95 is nearest-rank: a value that occurred."
     echo "- Cancel: from the moment before curl starts, which counts, until it is seen $how."
     echo "- Metrics: \`/api/metrics/performance?last_n=$asked\` right after the questions. TTFT there"
-    echo "  must be what \`done\` said within 1 ms, and what was measured within 50 ms or a tenth."
+    echo "  must be what \`done\` said within 1 ms, and what was measured within 100 ms or a tenth."
 }
 
 version=

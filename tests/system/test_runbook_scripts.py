@@ -14,6 +14,7 @@ from lib.dacd import BUILD, ROOT, free_port
 TOOLS = ROOT / "tools"
 LIMITS = {"rps": 2, "burst": 1, "concurrency": 2}
 QUICK = {"DAC_TTFT_N": "5", "DAC_CANCEL_N": "2", "ACCEPT_N": "5", "ACCEPT_IDENTICAL": "20"}
+QUICK["SMOKE_PING_MS"] = "1000"  # of a machine that does other things, too
 LINES = (
     r"TTFT \(streaming\) p95: ([\d.]+|n/a) ms \(target ≤ 1,500 ms\) — (PASS|FAIL)\n"
     r"Cancel latency: ([\d.]+|n/a) ms \(target < 300 ms\) — (PASS|FAIL)\n"
@@ -136,36 +137,72 @@ async def test_each_line_of_the_table_can_fail(make_dac, mock):
 
 
 class Front:
-    """What a careless proxy makes of a stream: compressed by its header, other headers lost, all of
-    it at once and late."""
+    """A proxy of the test's: `serve` is what it does with a connection."""
 
     async def __aenter__(self):
-        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        self.server = await asyncio.start_server(self.guarded, "127.0.0.1", 0)
         return f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
 
     async def __aexit__(self, *_):
         self.server.close()
 
-    async def serve(self, reader, writer):
+    async def guarded(self, reader, writer):
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             head = await reader.readuntil(b"\r\n\r\n")
-            if length := re.search(rb"content-length: (\d+)", head, re.I):
-                await reader.readexactly(int(length[1]))
-            extra, body = b"", b'{"thread_id":"0-1","data":[]}'
-            if b"/stream" in head.split(b"\r\n")[0]:
-                await asyncio.sleep(0.4)
-                extra = b"content-type: text/event-stream\r\ncontent-encoding: gzip\r\n"
-                body = b"".join(
-                    f"event: {e}\nid: 0-0\ndata: {{}}\n\n".encode() for e in ("ping", "delta", "done")
-                )
-            writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n" + extra)
-            writer.write(f"content-length: {len(body)}\r\n\r\n".encode() + body)
-            await writer.drain()
+            await self.serve(head, reader, writer)
         writer.close()
 
 
+class Careless(Front):
+    """What it makes of a stream: compressed by its header, other headers lost, all of it at once
+    and late."""
+
+    async def serve(self, head, reader, writer):
+        if length := re.search(rb"content-length: (\d+)", head, re.I):
+            await reader.readexactly(int(length[1]))
+        extra, body = b"", b'{"thread_id":"0-1","data":[]}'
+        if b"/stream" in head.split(b"\r\n")[0]:
+            await asyncio.sleep(1.2)
+            extra = b"content-type: text/event-stream\r\ncontent-encoding: gzip\r\n"
+            body = b"".join(
+                f"event: {e}\nid: 0-0\ndata: {{}}\n\n".encode() for e in ("ping", "delta", "done")
+            )
+        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n" + extra)
+        writer.write(f"content-length: {len(body)}\r\n\r\n".encode() + body)
+        await writer.drain()
+
+
+class Sluggish(Front):
+    """Hands everything on, but a request to cancel half a second late."""
+
+    def __init__(self, port):
+        self.port = port
+
+    async def serve(self, head, reader, writer):
+        if b"/cancel" in head:
+            await asyncio.sleep(0.5)
+        there, here = await asyncio.open_connection("127.0.0.1", self.port)
+        here.write(head)
+
+        async def pump(source, sink):
+            while piece := await source.read(65536):
+                sink.write(piece)
+            sink.close()
+
+        await asyncio.gather(pump(reader, here), pump(there, writer))
+
+
+async def test_late_cancelling_fails(dac, mock, report):
+    async with Sluggish(dac.port) as url:
+        env = {"DAC_URL": url, "DAC_REPORT": str(report), "DAC_CANCEL_N": "1"}
+        status, out, err = await script(dac, "./run_ttft_suite.sh", **env)
+        found = re.fullmatch(LINES, out)
+        assert status == 1 and found[4] == "FAIL" and 500 <= float(found[3]) < 2000, out + err
+        assert found[2] == "PASS" and found[6].startswith("OK")
+
+
 async def test_smoke_notices_what_a_proxy_does():
-    async with Front() as url:
+    async with Careless() as url:
         status, out, err = await script(None, "./smoke_ttft.sh", DAC_URL=url, DAC_MODEL="m")
     assert status == 1, err
     assert re.findall(r"^FAIL  ([a-z -]+):", out, re.M) == [
