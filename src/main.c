@@ -112,6 +112,7 @@ int main(int argc, char **argv)
         rc = report_test(cfg, path);
     } else {
         log_set_level((enum log_level)cfg->log_level);
+        log_set_format((enum log_format)cfg->log_format);
         rc = master_run(path, cfg);
         cfg = NULL; /* taken over */
     }

@@ -1,7 +1,8 @@
 /*
  * Builds one log line in a fixed buffer and writes it with one write(2), below PIPE_BUF
  * so that lines of several processes on one pipe never mix. A message that does not fit
- * is cut and ends in "...". Keeps errno. Any process; not for signal handlers.
+ * is cut and ends in "...". What is said too often is counted. Keeps errno. Any process;
+ * not for signal handlers.
  */
 #include "base/log.h"
 
@@ -19,6 +20,8 @@
 
 #define LINE_MAX_BYTES 4096
 #define TEXT_MAX_BYTES 3072
+#define SAME_MESSAGES  16 /* that are counted at a time */
+#define SAME_TEXT_MAX  256
 
 static const struct {
     const char *name;   /* in configuration */
@@ -32,7 +35,18 @@ static const struct {
 };
 
 static _Atomic int current_level = LOG_LEVEL_INFO;
+static _Atomic int current_format = LOG_FORMAT_HUMAN;
 static char identity[32] = "dacd";
+
+/* A message that was written lately; see below. */
+static struct same {
+    const char *fmt; /* NULL: free */
+    enum log_level level;
+    uint64_t since_ns;
+    uint32_t written;
+    uint32_t left_out;
+    char last[SAME_TEXT_MAX]; /* of those that were left out */
+} same[SAME_MESSAGES];
 
 void log_set_level(enum log_level level)
 {
@@ -44,9 +58,16 @@ enum log_level log_get_level(void)
     return (enum log_level)atomic_load_explicit(&current_level, memory_order_relaxed);
 }
 
+void log_set_format(enum log_format format)
+{
+    atomic_store_explicit(&current_format, (int)format, memory_order_relaxed);
+}
+
+/* A child tells its own repeats, not those of who forked it. */
 void log_set_identity(const char *who)
 {
     snprintf(identity, sizeof(identity), "%s", who);
+    memset(same, 0, sizeof(same));
 }
 
 enum dac_err log_level_parse(const char *name, enum log_level *out)
@@ -118,19 +139,162 @@ static size_t put_head(char *line, enum log_level level)
                             identity, (int)getpid());
 }
 
+/* The whole line but its end, of a message that is escaped for people already. */
+static size_t put_json(char *line, enum log_level level, const char *msg, size_t n)
+{
+    const size_t max = LINE_MAX_BYTES - 16;
+    char time[32];
+    size_t len;
+
+    clock_format_rfc3339(clock_wall_us(), time);
+    len = (size_t)snprintf(
+        line, 256,
+        "%s{\"time\":\"%s\",\"level\":\"%s\",\"process\":\"%s\",\"pid\":%d,"
+        "\"message\":\"",
+        getenv("JOURNAL_STREAM") ? levels[level].prefix : "", time, levels[level].name,
+        identity, (int)getpid());
+    for (size_t i = 0; i < n;) {
+        size_t whole = printable(msg + i, n - i);
+
+        if (len + whole + 1 > max) {
+            len += (size_t)sprintf(line + len, "...");
+            break;
+        }
+        if (msg[i] == '"' || msg[i] == '\\')
+            line[len++] = '\\';
+        memcpy(line + len, msg + i, whole);
+        len += whole;
+        i += whole;
+    }
+    return len + (size_t)sprintf(line + len, "\"}");
+}
+
+/* `msg` is escaped, n bytes of it. */
+static void write_line(enum log_level level, const char *msg, size_t n)
+{
+    char line[LINE_MAX_BYTES];
+    size_t len;
+
+    if (atomic_load_explicit(&current_format, memory_order_relaxed) == LOG_FORMAT_JSON) {
+        len = put_json(line, level, msg, n);
+    } else {
+        len = put_head(line, level);
+        if (n > LINE_MAX_BYTES - 8 - len) {
+            n = utf8_complete_prefix(msg, LINE_MAX_BYTES - 12 - len);
+            memcpy(line + len, msg, n);
+            memcpy(line + len + n, "...", 3);
+            len += 3;
+        } else {
+            memcpy(line + len, msg, n);
+        }
+        len += n;
+    }
+    line[len++] = '\n';
+    while (write(STDERR_FILENO, line, len) < 0 && errno == EINTR)
+        ;
+}
+
+/* --- repeats -------------------------------------------------------------------------
+ *
+ * A message is known by its format's address. Where all places are taken the one that
+ * began first makes way: then its count begins anew, and nothing is lost.
+ */
+
+/* 1234567 as 1,234,567. */
+static const char *grouped(uint32_t n, char out[16])
+{
+    if (n >= 1000000)
+        snprintf(out, 16, "%u,%03u,%03u", n / 1000000, n / 1000 % 1000, n % 1000);
+    else if (n >= 1000)
+        snprintf(out, 16, "%u,%03u", n / 1000, n % 1000);
+    else
+        snprintf(out, 16, "%u", n);
+    return out;
+}
+
+static void tell_left_out(struct same *s)
+{
+    char msg[SAME_TEXT_MAX + 64], number[16];
+    int n;
+
+    if (s->left_out > 1)
+        n = snprintf(msg, sizeof(msg), "%s ... and %s more like this", s->last,
+                     grouped(s->left_out - 1, number));
+    else
+        n = snprintf(msg, sizeof(msg), "%s", s->last);
+    if (s->left_out > 0)
+        write_line(s->level, msg, (size_t)n);
+    *s = (struct same){0};
+}
+
+static struct same *find_same(const char *fmt, enum log_level level, uint64_t now_ns)
+{
+    struct same *at = &same[0];
+
+    for (size_t i = 0; i < SAME_MESSAGES; i++) {
+        if (same[i].fmt == fmt) {
+            at = &same[i];
+            break;
+        }
+        if (at->fmt && (!same[i].fmt || same[i].since_ns < at->since_ns))
+            at = &same[i];
+    }
+    if (at->fmt != fmt || now_ns - at->since_ns >= LOG_SAME_NS) {
+        tell_left_out(at);
+        *at = (struct same){.fmt = fmt, .level = level, .since_ns = now_ns};
+    }
+    return at;
+}
+
+/* Whether this one is left out for now. */
+static bool is_one_too_many(enum log_level level, const char *fmt, const char *msg,
+                            size_t n)
+{
+    struct same *s;
+
+    if (fmt[0] == '%' && fmt[1] == 's')
+        return false;
+    s = find_same(fmt, level, clock_now_ns());
+    if (s->written < LOG_SAME_MAX) {
+        s->written++;
+        return false;
+    }
+    if (n >= SAME_TEXT_MAX)
+        n = utf8_complete_prefix(msg, SAME_TEXT_MAX - 1);
+    memcpy(s->last, msg, n);
+    s->last[n] = '\0';
+    s->left_out++;
+    return true;
+}
+
+void log_tick(uint64_t now_ns)
+{
+    for (size_t i = 0; i < SAME_MESSAGES; i++)
+        if (same[i].fmt && now_ns - same[i].since_ns >= LOG_SAME_NS)
+            tell_left_out(&same[i]);
+}
+
+__attribute__((destructor)) static void tell_all_left_out(void)
+{
+    for (size_t i = 0; i < SAME_MESSAGES; i++)
+        tell_left_out(&same[i]);
+}
+
+/* --- a line ---------------------------------------------------------------------------
+ */
+
 static void log_line(enum log_level level, int err, const char *fmt, va_list ap)
     __attribute__((format(printf, 3, 0)));
 
 static void log_line(enum log_level level, int err, const char *fmt, va_list ap)
 {
-    char line[LINE_MAX_BYTES], text[TEXT_MAX_BYTES], reason[128];
+    char msg[LINE_MAX_BYTES], text[TEXT_MAX_BYTES], reason[128];
     int saved = errno;
     size_t len;
     int n;
 
     if (level > log_get_level())
         return;
-    len = put_head(line, level);
     n = vsnprintf(text, sizeof(text), fmt, ap);
     if (n < 0)
         n = snprintf(text, sizeof(text), "message could not be formatted");
@@ -139,16 +303,15 @@ static void log_line(enum log_level level, int err, const char *fmt, va_list ap)
         memcpy(text + n, "...", 4);
         n += 3;
     }
-    len = put_escaped(line, len, text, (size_t)n);
+    len = put_escaped(msg, 0, text, (size_t)n);
     if (err != 0) {
         const char *why = strerror_r(err, reason, sizeof(reason));
 
-        len = put_escaped(line, len, ": ", 2);
-        len = put_escaped(line, len, why, strlen(why));
+        len = put_escaped(msg, len, ": ", 2);
+        len = put_escaped(msg, len, why, strlen(why));
     }
-    line[len++] = '\n';
-    while (write(STDERR_FILENO, line, len) < 0 && errno == EINTR)
-        ;
+    if (!is_one_too_many(level, fmt, msg, len))
+        write_line(level, msg, len);
     errno = saved;
 }
 

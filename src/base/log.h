@@ -2,18 +2,36 @@
  * One line per event on standard error, written with a single write(2).
  *
  * Format: "2026-01-31T12:00:00.123Z LEVEL process[pid] message". With JOURNAL_STREAM set
- * the line starts with systemd's "<N>" priority and has no time. Control characters in a
- * message are escaped, so a peer cannot forge lines. The caller passes errno as an
- * argument (0: none), and its text is appended: "could not open file "x": No such file or
- * directory". Prompts, answers and keys are never logged, at any level.
+ * the line starts with systemd's "<N>" priority and has no time. As JSON:
+ * {"time","level","process","pid","message"}, behind the priority where there is one.
+ * Control characters in a message are escaped, so a peer cannot forge lines. The caller
+ * passes errno as an argument (0: none), and its text is appended: "could not open file
+ * "x": No such file or directory". Prompts, answers and keys are never logged, at any
+ * level.
+ *
+ * Of lines that say the same but for numbers and names (one `fmt`) a process writes
+ * LOG_SAME_MAX in LOG_SAME_NS; then one with the last of the others tells how many there
+ * were. Where `fmt` begins with "%s" it says nothing itself, and all are written. One
+ * thread only.
  */
 #ifndef DAC_BASE_LOG_H
 #define DAC_BASE_LOG_H
+
+#include <stdint.h>
 
 #include "base/err.h"
 
 enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
 
+enum log_format { LOG_FORMAT_HUMAN, LOG_FORMAT_JSON };
+
+#define LOG_SAME_MAX 50
+#define LOG_SAME_NS  (10 * UINT64_C(1000000000))
+
+/* How lines look. Any process, any time. */
+void log_set_format(enum log_format format);
+/* To be called now and then: tells of lines that were left out, if their time is over. */
+void log_tick(uint64_t now_ns);
 /* Sets the least important level that is written. Any process, any time. */
 void log_set_level(enum log_level level);
 enum log_level log_get_level(void);

@@ -123,6 +123,7 @@ struct config {
     uint32_t max_connections;         /* of clients, over all workers */
     uint64_t watchdog_timeout_ns;     /* a process without a heartbeat is killed */
     int log_level;                    /* enum log_level */
+    int log_format;                   /* enum log_format */
     char *control;                    /* the master's socket; NULL: /run/dac/NAME.sock */
 
     /* [memory] */

@@ -29,6 +29,8 @@ _Static_assert(CONFIG_PROVIDERS_MAX == SHM_PROVIDERS_MAX, "one pacer per provide
 
 /* In the order of enum log_level. */
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
+/* In the order of enum log_format. */
+static const char *const log_formats[] = {"human", "json", NULL};
 static const char *const fetcher_deaths[] = {"restart", "fail", NULL};
 static const char *const dialects[] = {"openai", NULL};
 /* In the order of enum config_http2. */
@@ -90,6 +92,9 @@ const struct setting settings[] = {
     {SERVER(log_level), .name = "log_level", .type = SETTING_ENUM, .def = "info",
      .words = log_levels, .reload = SETTING_IN_PLACE,
      .help = "least important messages that are written"},
+    {SERVER(log_format), .name = "log_format", .type = SETTING_ENUM, .def = "human",
+     .words = log_formats, .reload = SETTING_IN_PLACE,
+     .help = "how messages are written: a line for people, or an object of JSON each"},
 
     {MEMORY(shm_size_bytes), .name = "shm_size", .type = SETTING_SIZE, .def = "48m",
      .min = 4 * MIB, .max = 64 * GIB, .reload = SETTING_RESTART,

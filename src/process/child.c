@@ -94,6 +94,7 @@ bool child_live(const struct child_context *ctx, uint64_t *seen)
         return false;
     config_live_apply(ctx->config, words);
     log_set_level((enum log_level)ctx->config->log_level);
+    log_set_format((enum log_format)ctx->config->log_format);
     return true;
 }
 

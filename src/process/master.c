@@ -235,6 +235,7 @@ static void tick(struct master *m, uint64_t now_ns)
     supervise_tick(&g->sup);
     renew_tick(&m->renewal, now_ns);
     systemd_tick(&m->systemd, m->gens.serving, m->stopping);
+    log_tick(now_ns);
     m->next_tick_ns = now_ns + BEAT_NS;
 }
 

@@ -230,6 +230,7 @@ static void on_beat(evutil_socket_t fd, short what, void *arg)
 
     (void)fd, (void)what;
     slot_beat(r->shm, now);
+    log_tick(now);
     (void)child_live(r->ctx, &r->live_seen);
     recorder_note_store(r);
     look_at_all(r);

@@ -148,6 +148,7 @@ static void publish(struct reload *r, const struct config *cfg)
         wake_kick(&g->shm);
     }
     log_set_level((enum log_level)cfg->log_level);
+    log_set_format((enum log_format)cfg->log_format);
 }
 
 /* The values alone, of what both know, into the configuration that is in effect: the rest

@@ -239,6 +239,7 @@ static void on_beat(evutil_socket_t fd, short what, void *arg)
 
     (void)fd, (void)what;
     slot_beat(w->shm, now);
+    log_tick(now);
     publish_stats(w);
     flights_tick(w->flights, now);
     upstream_tick(w->upstream, now);

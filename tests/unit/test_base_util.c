@@ -13,6 +13,7 @@
 #include "base/bytes.h"
 #include "base/clock.h"
 #include "base/ids.h"
+#include "base/json.h"
 #include "base/log.h"
 
 START_TEST(buffer_never_passes_its_maximum)
@@ -280,6 +281,101 @@ START_TEST(long_log_lines_are_cut_to_one_write)
 }
 END_TEST
 
+static void emit_quotes(void)
+{
+    log_warn(ENOENT, "could not open \"%s\"", "a\\b\nc\xff\xc3\xa9");
+}
+
+static void emit_long_quotes(void)
+{
+    char text[3000];
+
+    memset(text, '"', sizeof(text) - 1);
+    text[sizeof(text) - 1] = '\0';
+    log_error(0, "%s", text);
+}
+
+START_TEST(json_lines_are_json)
+{
+    unsetenv("JOURNAL_STREAM");
+    log_set_identity("worker 2");
+    log_set_format(LOG_FORMAT_JSON);
+    for (int i = 0; i < 2; i++) {
+        const char *line = captured(i == 0 ? emit_quotes : emit_long_quotes);
+        size_t n = strlen(line);
+        struct json_object *o;
+        struct json_error why;
+
+        ck_assert_uint_le(n, 4096);
+        ck_assert_int_eq(line[n - 1], '\n');
+        ck_assert_msg(json_parse_strict(line, n - 1, &o, &why) == DAC_OK, "%s: %s", line,
+                      why.message);
+        const char *said = json_object_get_string(json_object_object_get(o, "message"));
+        if (i == 0)
+            ck_assert_str_eq(said, "could not open \"a\\b\\nc\\xff\xc3\xa9\": "
+                                   "No such file or directory");
+        else
+            check_matches(said, "^\"+\\.\\.\\.$");
+        json_object_put(o);
+    }
+    setenv("JOURNAL_STREAM", "8:1", 1);
+    check_matches(
+        captured(emit_quotes),
+        "^<4>\\{\"time\":\"[0-9TZ:.-]+\",\"level\":\"warn\",\"process\":\"worker 2\","
+        "\"pid\":[0-9]+,\"message\":\".*\"\\}\n$");
+}
+END_TEST
+
+static unsigned emit_count;
+
+static void emit_same(void)
+{
+    for (unsigned i = 0; i < emit_count; i++)
+        log_warn(0, "flight %u is odd", i);
+    log_warn(0, "one of another kind");
+    for (unsigned i = 0; i < LOG_SAME_MAX + 5; i++)
+        log_info(0, "%s", "each one counts");
+}
+
+static void emit_tick(void)
+{
+    log_tick(clock_now_ns());
+}
+
+static unsigned count_of(const char *text, const char *part)
+{
+    unsigned n = 0;
+
+    for (const char *at = text; (at = strstr(at, part)) != NULL; at++)
+        n++;
+    return n;
+}
+
+/* Times are the test's, so nothing is waited for. */
+START_TEST(lines_that_are_said_too_often_are_counted)
+{
+    uint64_t now;
+    const char *text;
+
+    now = NS_PER_S;
+    clock_set_test(&now);
+    emit_count = LOG_SAME_MAX + 1235;
+    text = captured(emit_same);
+    ck_assert_uint_eq(count_of(text, "is odd"), LOG_SAME_MAX);
+    ck_assert_uint_eq(count_of(text, "another kind"), 1);
+    ck_assert_uint_eq(count_of(text, "each one counts"), LOG_SAME_MAX + 5);
+    now = NS_PER_S + LOG_SAME_NS - 1;
+    ck_assert_str_eq(captured(emit_tick), "");
+    now = NS_PER_S + LOG_SAME_NS;
+    check_matches(captured(emit_tick),
+                  "WARN .*flight 1284 is odd \\.\\.\\. and 1,234 more like this\n$");
+    ck_assert_str_eq(captured(emit_tick), "");
+    emit_count = 1;
+    ck_assert_uint_eq(count_of(captured(emit_same), "is odd"), 1);
+    clock_set_test(NULL);
+}
+END_TEST
+
 START_TEST(log_level_filters)
 {
     enum log_level level;
@@ -317,6 +413,8 @@ int main(void)
     tcase_add_test(tc, every_error_has_a_text);
     tcase_add_test(tc, log_lines_cannot_be_forged);
     tcase_add_test(tc, long_log_lines_are_cut_to_one_write);
+    tcase_add_test(tc, json_lines_are_json);
+    tcase_add_test(tc, lines_that_are_said_too_often_are_counted);
     tcase_add_test(tc, log_level_filters);
     /* Without Check's own process per test there is no one left to see the signal. */
     if (!getenv("CK_FORK") || strcmp(getenv("CK_FORK"), "no") != 0)

@@ -29,6 +29,18 @@ LOG_LINE = re.compile(
     r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (ERROR|WARN|INFO|DEBUG) [^\[\]]+\[\d+\] \S.*$"
 )
 
+
+def from_json(line):
+    """A line of `log_format = json` as people would have it; others as they are."""
+    if not line.startswith("{"):
+        return line
+    with contextlib.suppress(ValueError):
+        o = json.loads(line)
+        if list(o) == ["time", "level", "process", "pid", "message"]:
+            return f"{o['time']} {o['level'].upper()} {o['process']}[{o['pid']}] {o['message']}"
+    return "no log line: " + line
+
+
 _counter = itertools.count(1)
 
 
@@ -284,7 +296,7 @@ class Dacd:
             if word in text.lower():
                 problems.append(f"the log shows {word!r}")
         for line in text.splitlines():
-            m = LOG_LINE.match(line)
+            m = LOG_LINE.match(from_json(line))
             if not m:
                 problems.append(f"not a log line: {line[:160]!r}")
             elif m[1] == "ERROR" and not any(re.search(p, line) for p in self.allow_log):
