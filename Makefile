@@ -319,7 +319,7 @@ tmpfilesdir := $(prefix)/lib/tmpfiles.d
 
 # What operators run by hand or by timer; the first group is sourced or read, not run.
 RUNBOOK_DATA := tools/prep_ttft_test.sh tools/restore_prod_settings.sh tools/ttft_lib.sh \
-	etc/prometheus/dac.rules.yml
+	tools/ttft_cancel.sh etc/prometheus/dac.rules.yml
 RUNBOOK_SCRIPTS := tools/ttft_settings.sh tools/smoke_ttft.sh tools/run_ttft_suite.sh \
 	tools/acceptance.sh tools/sse_ttft_p95.mjs tools/check_alerts.sh
 

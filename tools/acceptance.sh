@@ -20,6 +20,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 me=acceptance
 # shellcheck source=tools/ttft_lib.sh
 . "$here/ttft_lib.sh"
+# shellcheck source=tools/ttft_cancel.sh
+. "$here/ttft_cancel.sh"
 
 case "${1:-}" in
 '') ;;
@@ -70,15 +72,24 @@ ask_identical() {
     text="What makes a good bridge? (request $nonce-same)"
     [ -z "$mock" ] || text="$text [mock ttft=300ms tokens=20 gap=10ms]"
     question "$text" >"$work/same.json"
+    # One curl for all, over a connection each; "next" makes it forget the options before.
     i=0
-    : >"$work/same.config"
     while [ "$i" -lt "$identical" ]; do
         i=$((i + 1))
-        printf 'url = "%s/api/threads/%s/messages"\noutput = "%s/same.%s"\ndata = "@%s/same.json"\n' \
-            "$url" "$thread" "$work" "$i" "$work" >>"$work/same.config"
-        [ "$i" -eq "$identical" ] || echo next >>"$work/same.config"
-    done
-    same_request >"$work/same.out" 2>"$work/error" || true
+        [ "$i" -eq 1 ] || echo next
+        cat <<CONFIG
+url = "$url/api/threads/$thread/messages"
+output = "$work/same.$i"
+data = "@$work/same.json"
+header = "content-type: application/json"
+header = "x-org-id: $org"
+noproxy = "*"
+max-time = ${DAC_TIMEOUT:-120}
+CONFIG
+        [ -z "${DAC_API_KEY:-}" ] || echo "header = \"authorization: Bearer $DAC_API_KEY\""
+    done >"$work/same.config"
+    curl -sS --parallel --parallel-immediate --parallel-max "$identical" -K "$work/same.config" \
+        >"$work/same.out" 2>"$work/error" || true
     whole=0
     : >"$work/turns"
     i=0
@@ -101,14 +112,6 @@ answer(s); leaders by the metrics: $led"
         [ "$replies" -eq 1 ] && [ "$led" = 1 ]; then
         same=1
     fi
-}
-
-# All at once, over a connection each; a config file with "next" needs the options in each part.
-same_request() {
-    sed "s|^url = .*|&\nheader = \"content-type: application/json\"\nheader = \"x-org-id: $org\"\\
-noproxy = \"*\"\nmax-time = ${DAC_TIMEOUT:-120}${DAC_API_KEY:+\\
-header = \"authorization: Bearer $DAC_API_KEY\"}|" "$work/same.config" >"$work/same.full"
-    curl -sS --parallel --parallel-immediate --parallel-max "$identical" -K "$work/same.full"
 }
 
 leaders() {

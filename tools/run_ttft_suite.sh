@@ -20,6 +20,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 me=suite
 # shellcheck source=tools/ttft_lib.sh
 . "$here/ttft_lib.sh"
+# shellcheck source=tools/ttft_cancel.sh
+. "$here/ttft_cancel.sh"
 
 case "${1:-}" in
 '') ;;

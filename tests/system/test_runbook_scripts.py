@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -13,8 +14,10 @@ from lib.dacd import BUILD, ROOT, free_port
 
 TOOLS = ROOT / "tools"
 LIMITS = {"rps": 2, "burst": 1, "concurrency": 2}
-QUICK = {"DAC_TTFT_N": "5", "DAC_CANCEL_N": "2", "ACCEPT_N": "5", "ACCEPT_IDENTICAL": "20"}
-QUICK["SMOKE_PING_MS"] = "1000"  # of a machine that does other things, too
+QUICK = {
+    "DAC_TTFT_N": "5", "DAC_CANCEL_N": "2", "ACCEPT_N": "5", "ACCEPT_IDENTICAL": "20",
+    "SMOKE_PING_MS": "1000",  # on a machine that does other things, too
+}  # fmt: skip
 LINES = (
     r"TTFT \(streaming\) p95: ([\d.]+|n/a) ms \(target ≤ 1,500 ms\) — (PASS|FAIL)\n"
     r"Cancel latency: ([\d.]+|n/a) ms \(target < 300 ms\) — (PASS|FAIL)\n"
@@ -69,6 +72,21 @@ async def test_in_the_order_of_the_runbook(make_dac, report):
     assert dac.env_file.read_text() == "COALESCE_ENABLED=1\n"
     assert "values have changed in place" in dac.reload()
     assert (await dac.get("/api/threads/", org="ttft-test")).json()["threads"] == []
+
+
+async def test_as_they_are_installed(dac, tmp_path, report):
+    """All that they need is beside them."""
+    makefile = (ROOT / "Makefile").read_text()
+    names = " ".join(re.findall(r"^RUNBOOK_\w+ := ((?:.*\\\n)*.*)$", makefile, re.M)).replace("\\\n", " ").split()
+    for name in names:
+        (tmp_path / "dac").mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / "dac")
+    assert "tools/run_ttft_suite.sh" in names
+    for command in ("source prep_ttft_test.sh", "./smoke_ttft.sh", "./run_ttft_suite.sh", "./acceptance.sh"):
+        status, out, err = await script(dac, f"cd {tmp_path}/dac; {command}", DAC_REPORT=str(report))
+        assert status == 0, out + err
+    status, out, err = await script(dac, f"cd {tmp_path}/dac; source restore_prod_settings.sh")
+    assert status == 0 and "as it was before" in out, err
 
 
 async def test_a_slow_provider_fails_the_suite(dac, mock, report):
