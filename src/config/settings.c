@@ -95,6 +95,10 @@ const struct setting settings[] = {
     {SERVER(log_format), .name = "log_format", .type = SETTING_ENUM, .def = "human",
      .words = log_formats, .reload = SETTING_IN_PLACE,
      .help = "how messages are written: a line for people, or an object of JSON each"},
+    {SERVER(core_dumps), .name = "core_dumps", .type = SETTING_BOOL, .def = "off",
+     .reload = SETTING_RESTART,
+     .help = "whether a process that crashes may leave its memory to the system: what people "
+             "asked is in it, and keys"},
 
     {MEMORY(shm_size_bytes), .name = "shm_size", .type = SETTING_SIZE, .def = "48m",
      .min = 4 * MIB, .max = 64 * GIB, .reload = SETTING_RESTART,

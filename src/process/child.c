@@ -21,6 +21,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "config/live.h"
+#include "process/limits.h"
 #include "process/title.h"
 #include "shm/crash.h"
 #include "shm/live.h"
@@ -74,6 +75,7 @@ int child_enter(const struct child_context *ctx)
     if (privileges_drop(ctx->privileges) != DAC_OK)
         return child_fail(ctx, "could not become user \"%s\": %s", ctx->privileges->user,
                           strerror(errno));
+    limits_core_dumps_of_child(ctx->config->core_dumps);
     if (prctl(PR_SET_PDEATHSIG, SIGTERM) != 0)
         log_warn(errno, "could not ask for a signal at the master's death");
     if (child_orphaned(ctx))

@@ -1,12 +1,13 @@
 /*
  * Raises RLIMIT_NOFILE from the soft to the hard limit and says so when even that is too
  * low for max_connections. A worker that meets the limit pauses accepting; it does not
- * fail. The master runs this once, before it forks.
+ * fail. And forbids core dumps. The master runs this once, before it forks.
  */
 #include "process/limits.h"
 
 #include <errno.h>
 #include <inttypes.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 
 #include "base/log.h"
@@ -37,4 +38,20 @@ void limits_raise_files(uint64_t max_connections, uint64_t own)
             "accepting will pause at that limit (raise LimitNOFILE= or ulimit -Hn, or "
             "lower max_connections)",
             max_connections, (uintmax_t)lim.rlim_cur);
+}
+
+/* One byte is too little for a file, and of all limits the one with which the kernel does
+ * not run a program for core dumps either (core(5)). */
+void limits_core_dumps(bool allowed)
+{
+    const struct rlimit one = {.rlim_cur = 1, .rlim_max = 1};
+
+    if (!allowed && setrlimit(RLIMIT_CORE, &one) != 0)
+        log_warn(errno, "could not forbid core dumps");
+}
+
+void limits_core_dumps_of_child(bool allowed)
+{
+    if (allowed && prctl(PR_SET_DUMPABLE, 1) != 0)
+        log_warn(errno, "could not allow core dumps");
 }

@@ -397,6 +397,7 @@ static int run(struct master *m)
         log_warn(0,
                  "no [provider NAME] is configured: every question will be answered 503");
     limits_raise_files(cfg->max_connections, OWN_FILES);
+    limits_core_dumps(cfg->core_dumps);
     if (block_signals(m) != DAC_OK) {
         log_error(errno, "could not set signals up");
         return rc;

@@ -1,9 +1,18 @@
-"""No prompt, answer or key is ever logged, at any level, whatever goes wrong."""
+"""No prompt, answer or key is ever logged, at any level, whatever goes wrong; nor is one in what
+else comes out of the service but its answers and its store."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
 from lib.asks import gather
-from lib.dacd import API_KEY, CANARIES
+from lib.dacd import API_KEY, BUILD, CANARIES
 from lib.provider import say
 
 
@@ -95,3 +104,74 @@ async def test_of_reloads_good_and_bad(make_dac, mock, tmp_path):
     assert "sk-canary" not in dac.log
     sent = (await mock.log("request"))[0]["headers"]
     assert sent["authorization"] == "Bearer sk-canary-new"
+
+
+def shown(text, where):
+    for word in (*CANARIES, "org_demo"):
+        assert word not in text.lower(), f"{where} shows {word!r}"
+
+
+@pytest.mark.parametrize("form", ["human", "json"])
+async def test_of_other_sinks(make_dac, mock, form):
+    """Metrics, dacctl, what /proc says, and the log in either format."""
+    dac = make_dac({"server": {"log_level": "debug"}}, workers=2)
+    dac.sections["server"]["log_format"] = form
+    dac.reload()
+    thread = await dac.thread(title="a thread about a kumquat")
+    running = await dac.open_ask(thread, say("running kumquat", tokens=3, barrier="go@2"))
+    await running.until("delta")
+    await gather(dac.ask_json(thread, say(tokens=2)), dac.chat(say("kumquat", status=500)))
+    for path in ("/metrics", "/api/metrics/performance", "/readyz", "/livez"):
+        shown((await dac.get(path)).text, path)
+    for command in (["status"], ["flights"], ["check"], ["config", "show"]):
+        for more in ([], ["--json"]):
+            args = [BUILD / "dacctl", "-n", dac.name, "-c", dac.conf, *more, *command]
+            p = await asyncio.to_thread(subprocess.run, args, capture_output=True, text=True, check=False)
+            assert p.stdout, (command, p.stderr)
+            shown(p.stdout + p.stderr, command)
+    for pid in dac.processes():
+        for name in ("cmdline", "environ", "comm"):
+            shown(Path(f"/proc/{pid}/{name}").read_text(errors="replace"), name)
+    await mock.open("go")
+    await running.rest()
+    shown(dac.log, "the log")
+    if form == "json":
+        assert json.loads(dac.log.splitlines()[-1])["level"] in ("debug", "info", "warn")
+
+
+PATTERN = Path("/proc/sys/kernel/core_pattern").read_text().strip()
+
+
+@pytest.mark.skipif(
+    (BUILD / "dacd").exists() and b"__asan_init" in (BUILD / "dacd").read_bytes(),
+    reason="a sanitizer takes the signal for itself",
+)
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_of_core_dumps(make_dac, mock, allowed):
+    """There are none, unless somebody wants them; then it is all in there."""
+    if allowed and PATTERN != "core":
+        pytest.skip(f"core dumps go to {PATTERN}")
+    dac = make_dac({"server": {"core_dumps": "on" if allowed else None}}, workers=2, start=False)
+    dac.wrapper = ["sh", "-c", 'ulimit -c unlimited && exec "$@"', "sh"]
+    dac.allow_log.append("signal 11")
+    dac.start()
+    thread = await dac.thread()
+    streams = [await dac.open_ask(thread, say(f"kumquat {i}", tokens=3, barrier="never@2")) for i in range(4)]
+    for s in streams:
+        await s.until("delta")
+    victims = [*dac.workers(), dac.recorder()]
+    for victim in victims:
+        os.kill(victim, signal.SIGSEGV)
+    deadline = time.monotonic() + 10
+    while any(v in dac.processes() for v in victims):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    for s in streams:
+        s.close()
+    cores = list(dac.folder.glob("core*"))
+    assert ("core dumped" in dac.log) == allowed == bool(cores)
+    if allowed:
+        assert any(API_KEY.encode() in core.read_bytes() for core in cores)
+    for core in cores:
+        core.unlink()
+    dac.wait_ready()
