@@ -101,7 +101,8 @@ static void inherit_pacer(struct shm *next, const struct shm *old, uint32_t prov
     uint64_t tat = atomic_load(&o->tat_ns);
     uint64_t mine = atomic_load(&n->tat_ns);
 
-    pacer_pause(next, provider, atomic_load(&o->paused_until_ns));
+    pacer_pause(next, provider, atomic_load(&o->paused_until_ns),
+                (enum pacer_reason)atomic_load(&o->pause_reason));
     while (mine < tat && !atomic_compare_exchange_weak(&n->tat_ns, &mine, tat))
         ;
     if (limit == 0 && atomic_load(&o->interval_ns) == 0)
@@ -110,7 +111,7 @@ static void inherit_pacer(struct shm *next, const struct shm *old, uint32_t prov
         atomic_store(&n->concurrency, calls < limit ? limit - calls : 1);
     /* No permits at all cannot be said by the limit, 0 being none. */
     if ((limit != 0 && calls >= limit) || count_waiting(old, provider) > 0)
-        pacer_pause(next, provider, now_ns + hold_ns);
+        pacer_pause(next, provider, now_ns + hold_ns, PACER_HANDED_OVER);
 }
 
 void inherit_pacers(struct shm *next, const struct shm *old, uint64_t now_ns,

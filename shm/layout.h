@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #define SHM_MAGIC          UINT64_C(0x3153544847494c46) /* "FLIGHTS1" */
-#define SHM_LAYOUT_VERSION 11u
+#define SHM_LAYOUT_VERSION 12u
 #define SHM_SLOTS          64u
 #define SHM_NO_SLOT        UINT32_C(0xff)
 #define SHM_WORKERS_MAX    28u
@@ -143,6 +143,7 @@ struct shm_pacer {
     shm_u64 waiting;            /* slots that found no permit; rmw */
     shm_u32 concurrency;        /* permits in use at most, 0: no limit [W: master] */
     shm_u32 calls;              /* permits taken now, a hint; relaxed */
+    shm_u32 pause_reason;       /* enum pacer_reason, of the last pause; relaxed */
     SHM_ALIGNED shm_u64
         permits[SHM_PERMITS_MAX]; /* {slot+1:8, flight:24, incarnation:32}; cas */
 };
@@ -278,6 +279,7 @@ struct shm_sample {
     SHM_ALIGNED shm_u64 seq; /* its number + 1, 0 while written; release [W: recorder] */
     shm_u64 ended_ns;
     shm_u64 question; /* as in its flight */
+    shm_u64 turn[2];  /* its id */
     shm_u32 ttft_us;  /* UINT32_MAX: no content came */
     shm_u32 latency_us;
     shm_u32 queue_us;

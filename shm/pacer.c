@@ -192,14 +192,34 @@ void pacer_give(struct shm *shm, uint32_t provider, uint32_t permit,
     wake_waiting(shm, provider);
 }
 
-void pacer_pause(struct shm *shm, uint32_t provider, uint64_t until_ns)
+void pacer_pause(struct shm *shm, uint32_t provider, uint64_t until_ns,
+                 enum pacer_reason reason)
 {
     struct shm_pacer *p = pacer_at(shm, provider);
     uint64_t now = atomic_load_explicit(&p->paused_until_ns, memory_order_relaxed);
+
+    if (now < until_ns)
+        atomic_store_explicit(&p->pause_reason, (uint32_t)reason, memory_order_relaxed);
     while (now < until_ns && !atomic_compare_exchange_weak_explicit(
                                  &p->paused_until_ns, &now, until_ns,
                                  memory_order_release, memory_order_relaxed))
         ;
+}
+
+uint32_t pacer_tokens(const struct shm *shm, uint32_t provider, uint64_t now_ns)
+{
+    const struct shm_pacer *p = pacer_at(shm, provider);
+    uint64_t interval = atomic_load_explicit(&p->interval_ns, memory_order_relaxed);
+    uint64_t tolerance = atomic_load_explicit(&p->tolerance_ns, memory_order_relaxed);
+    uint64_t tat = atomic_load_explicit(&p->tat_ns, memory_order_relaxed);
+
+    if (interval == 0)
+        return UINT32_MAX;
+    if (tat < now_ns)
+        tat = now_ns;
+    return tat > now_ns + tolerance
+               ? 0
+               : (uint32_t)((now_ns + tolerance - tat) / interval + 1);
 }
 
 uint32_t pacer_in_flight(const struct shm *shm, uint32_t provider)

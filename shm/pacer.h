@@ -14,6 +14,14 @@
 #define PACER_NO_PERMIT UINT32_MAX
 #define PACER_NONE      UINT32_MAX
 
+/* Why a provider is not called for a while. */
+enum pacer_reason {
+    PACER_UNPAUSED,
+    PACER_RATE_LIMITED, /* it said 429 */
+    PACER_HANDED_OVER,  /* another segment of this instance uses its limits */
+    PACER_REASON_COUNT
+};
+
 /* The pacer called `name`, or PACER_NONE. */
 uint32_t pacer_find(const struct shm *shm, const char *name);
 /* Master: the pacer called `name`, which gets the next free one if there is none yet, and
@@ -32,8 +40,11 @@ enum dac_err pacer_take(struct shm *shm, uint32_t provider, struct flight_ref re
 /* Gives a permit back and wakes who waits. PACER_NO_PERMIT is ignored. */
 void pacer_give(struct shm *shm, uint32_t provider, uint32_t permit,
                 struct flight_ref ref);
-/* Nobody calls the provider before `until_ns`. */
-void pacer_pause(struct shm *shm, uint32_t provider, uint64_t until_ns);
+/* Nobody calls the provider before `until_ns`; the reason is for who looks on. */
+void pacer_pause(struct shm *shm, uint32_t provider, uint64_t until_ns,
+                 enum pacer_reason reason);
+/* How many calls could start at once now for the rate's sake; UINT32_MAX: any number. */
+uint32_t pacer_tokens(const struct shm *shm, uint32_t provider, uint64_t now_ns);
 /* Master, in a sweep: gives back the permits of a dead slot; returns how many. */
 uint32_t pacer_sweep(struct shm *shm, uint32_t slot);
 /* Permits taken now, by counting the words. */

@@ -6,14 +6,20 @@
 #include "shm/sample.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "shm/crash.h"
 #include "shm/timing.h"
 
 static void sample_write(struct shm_sample *at, const struct sample *s)
 {
+    uint64_t turn[2];
+
+    memcpy(turn, s->turn, sizeof turn);
     atomic_store_explicit(&at->seq, 0, memory_order_relaxed);
     atomic_thread_fence(memory_order_release);
+    atomic_store_explicit(&at->turn[0], turn[0], memory_order_relaxed);
+    atomic_store_explicit(&at->turn[1], turn[1], memory_order_relaxed);
     atomic_store_explicit(&at->ended_ns, s->ended_ns, memory_order_relaxed);
     atomic_store_explicit(&at->question, s->question, memory_order_relaxed);
     atomic_store_explicit(&at->ttft_us, s->ttft_us, memory_order_relaxed);
@@ -60,8 +66,13 @@ void sample_take_over(struct shm *shm, const struct sample *s)
 
 static bool sample_copy(const struct shm_sample *at, uint64_t number, struct sample *out)
 {
+    uint64_t turn[2];
+
     if (atomic_load_explicit(&at->seq, memory_order_acquire) != number + 1)
         return false;
+    turn[0] = atomic_load_explicit(&at->turn[0], memory_order_relaxed);
+    turn[1] = atomic_load_explicit(&at->turn[1], memory_order_relaxed);
+    memcpy(out->turn, turn, sizeof turn);
     out->ended_ns = atomic_load_explicit(&at->ended_ns, memory_order_relaxed);
     out->question = atomic_load_explicit(&at->question, memory_order_relaxed);
     out->ttft_us = atomic_load_explicit(&at->ttft_us, memory_order_relaxed);

@@ -11,6 +11,7 @@
 
 struct sample {
     uint64_t ended_ns;
+    uint8_t turn[16];
     uint64_t question; /* turns that were asked the same have the same; 0: not told */
     uint32_t ttft_us;  /* UINT32_MAX: no content came */
     uint32_t latency_us;

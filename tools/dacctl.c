@@ -31,7 +31,13 @@ static const char usage[] =
     "its\n"
     "database.\n"
     "\n"
-    "  status    processes, flights by state, memory, providers, counters\n"
+    "  status    one screen: problems first, then processes, flights, memory, store, "
+    "providers\n"
+    "  top       the same with rates, again each second\n"
+    "  counters  what was counted since the start\n"
+    "  pacer     each provider's limits: tokens left, calls by worker, who waits, "
+    "pauses\n"
+    "  turns tail   the last turns, and each one that ends from now on\n"
     "  flights   one line per flight in memory\n"
     "  check     every structure, of a dead instance's memory too: says what is wrong;\n"
     "            exits 0: nothing, 1: something, 2: there was nothing to look at\n"
@@ -75,9 +81,13 @@ static const struct command {
     int no_segment; /* what to exit with if there is none to look at */
     int (*run_on_store)(const struct store_arguments *args); /* instead of `run` */
     const char *takes; /* what stands behind it, NULL: nothing */
-    bool asks_master;  /* `run` gets that word, not the instance's name */
+    bool takes_word;   /* `run` gets that, not the instance's name */
 } commands[] = {
     {"status", dacctl_status, 1, NULL, NULL, false},
+    {"top", dacctl_top, 1, NULL, NULL, false},
+    {"counters", dacctl_counters, 1, NULL, NULL, false},
+    {"pacer", dacctl_pacer, 1, NULL, NULL, false},
+    {"turns", dacctl_turns, 1, NULL, "the word tail", true},
     {"flights", dacctl_flights, 1, NULL, NULL, false},
     {"check", dacctl_check, 2, NULL, NULL, false},
     {"reload", dacctl_reload, 2, NULL, NULL, true},
@@ -225,7 +235,7 @@ static int run(const struct arguments *args, const char *name)
         fprintf(stderr, "dacctl: %s\n", why);
         return args->command->no_segment;
     }
-    rc = args->command->run(&shm, args->command->asks_master ? args->word : name,
+    rc = args->command->run(&shm, args->command->takes_word ? args->word : name,
                             args->json, &out);
     if (out.failed) {
         fputs("dacctl: out of memory\n", stderr);

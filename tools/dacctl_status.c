@@ -1,7 +1,8 @@
 /*
- * `dacctl status`: the processes, what the flights are doing, how full memory is, the
- * providers' limits and the counters. Every number is one load; they need not fit each
- * other to the last one, since the service goes on meanwhile.
+ * `dacctl status`: what is wrong, the processes, what the flights are doing, how full
+ * memory is, the store and the providers' limits, on one screen; `dacctl counters` the
+ * rest. Every number is one load; they need not fit each other to the last one, since the
+ * service goes on meanwhile.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -11,6 +12,7 @@
 
 #include "base/clock.h"
 #include "base/json.h"
+#include "config.h"
 #include "dacctl.h"
 #include "shm/blocklog.h"
 #include "shm/flight.h"
@@ -180,16 +182,47 @@ static void text_renewals(const struct shm *shm, struct buf *out)
                    renewals);
 }
 
-static void text_status(const struct shm *shm, struct buf *out)
+static void text_store(const struct shm *shm, struct buf *out)
+{
+    const struct shm_store *s = &shm->hdr->store;
+    uint64_t rows = atomic_load(&s->spool_rows);
+
+    buf_printf(out, "store      %s", atomic_load(&s->up) ? "takes turns" : "away");
+    if (rows > 0)
+        buf_printf(out, ", %" PRIu64 " rows in the spool, %.1f MiB", rows,
+                   (double)atomic_load(&s->spool_bytes) / 1048576.0);
+    buf_printf(out, "; %" PRIu64 " rows committed in %" PRIu64 " commits\n",
+               shm_counter_sum(shm, SHM_C_store_rows),
+               shm_counter_sum(shm, SHM_C_store_commits));
+}
+
+static void text_uptime(double s, struct buf *out)
+{
+    uint64_t n = (uint64_t)s;
+
+    if (n >= 86400)
+        buf_printf(out, "up %" PRIu64 " d %" PRIu64 " h", n / 86400, n % 86400 / 3600);
+    else if (n >= 3600)
+        buf_printf(out, "up %" PRIu64 " h %" PRIu64 " min", n / 3600, n % 3600 / 60);
+    else if (n >= 60)
+        buf_printf(out, "up %" PRIu64 " min %" PRIu64 " s", n / 60, n % 60);
+    else
+        buf_printf(out, "up %" PRIu64 " s", n);
+}
+
+void dacctl_text_overview(const struct shm *shm, struct buf *out)
 {
     const struct shm_header *hdr = shm->hdr;
     struct tally t = count_all(shm);
 
-    buf_printf(out, "instance   %.63s%s\n", hdr->name,
+    if (dacctl_text_problems(shm, out) > 0)
+        buf_puts(out, "\n");
+    buf_printf(out, "instance   %.63s, DAC %s%s\n", hdr->name, DAC_VERSION,
                atomic_load(&hdr->draining) ? ", stopping" : "");
-    buf_printf(out, "master     pid %" PRIu32 "%s, up %.0f s\n",
-               atomic_load(&hdr->master_pid), master_alive(shm) ? "" : " (dead)",
-               seconds_since(hdr->created_ns));
+    buf_printf(out, "master     pid %" PRIu32 "%s, ", atomic_load(&hdr->master_pid),
+               master_alive(shm) ? "" : " (dead)");
+    text_uptime(seconds_since(hdr->created_ns), out);
+    buf_puts(out, "\n");
     text_deaths(shm, out);
     text_renewals(shm, out);
     buf_printf(out, "memory     %.1f MiB, blocks %" PRIu32 " of %" PRIu32 " used\n",
@@ -202,14 +235,9 @@ static void text_status(const struct shm *shm, struct buf *out)
                        flight_state_name((enum flight_state)s));
     }
     buf_printf(out, "; %" PRIu32 " to be stored\n", t.unstored);
+    text_store(shm, out);
     text_slots(shm, out);
     text_providers(shm, out);
-    buf_puts(out, "\n");
-    for (unsigned c = 0; c < SHM_C_COUNT; c++)
-        buf_printf(out, "%-22s %12" PRIu64 "  %s\n",
-                   shm_counter_name((enum shm_counter)c),
-                   shm_counter_sum(shm, (enum shm_counter)c),
-                   shm_counter_help((enum shm_counter)c));
 }
 
 /* --- for programs
@@ -271,6 +299,15 @@ static void json_restarts(const struct shm *shm, struct buf *out)
     buf_puts(out, "}");
 }
 
+static void json_counters(const struct shm *shm, struct buf *out)
+{
+    for (unsigned c = 0; c < SHM_C_COUNT; c++)
+        buf_printf(out, "%s\"%s\":%" PRIu64, c > 0 ? "," : "{",
+                   shm_counter_name((enum shm_counter)c),
+                   shm_counter_sum(shm, (enum shm_counter)c));
+    buf_puts(out, "}");
+}
+
 static void json_status(const struct shm *shm, struct buf *out)
 {
     const struct shm_header *hdr = shm->hdr;
@@ -278,6 +315,8 @@ static void json_status(const struct shm *shm, struct buf *out)
 
     buf_puts(out, "{\"instance\":");
     json_put_string(out, hdr->name, strnlen(hdr->name, sizeof(hdr->name)));
+    buf_puts(out, ",\"version\":\"" DAC_VERSION "\",\"problems\":");
+    dacctl_json_problems(shm, out);
     buf_printf(out,
                ",\"master_pid\":%" PRIu32 ",\"master_alive\":%s,\"draining\":%s"
                ",\"uptime_s\":%.3f,\"restarts\":%" PRIu64 ",\"restarts_by\":",
@@ -299,12 +338,30 @@ static void json_status(const struct shm *shm, struct buf *out)
     buf_puts(out, "}");
     json_slots(shm, out);
     json_providers(shm, out);
-    buf_puts(out, ",\"counters\":{");
-    for (unsigned c = 0; c < SHM_C_COUNT; c++)
-        buf_printf(out, "%s\"%s\":%" PRIu64, c > 0 ? "," : "",
+    buf_puts(out, ",\"store\":{\"up\":");
+    buf_puts(out, atomic_load(&hdr->store.up) ? "true" : "false");
+    buf_printf(
+        out, ",\"spool_full\":%s,\"spool_rows\":%" PRIu64 ",\"spool_bytes\":%" PRIu64 "}",
+        atomic_load(&hdr->store.spool_full) ? "true" : "false",
+        atomic_load(&hdr->store.spool_rows), atomic_load(&hdr->store.spool_bytes));
+    buf_puts(out, ",\"counters\":");
+    json_counters(shm, out);
+    buf_puts(out, "}\n");
+}
+
+int dacctl_counters(struct shm *shm, const char *name, bool json, struct buf *out)
+{
+    (void)name;
+    for (unsigned c = 0; !json && c < SHM_C_COUNT; c++)
+        buf_printf(out, "%-22s %12" PRIu64 "  %s\n",
                    shm_counter_name((enum shm_counter)c),
-                   shm_counter_sum(shm, (enum shm_counter)c));
-    buf_puts(out, "}}\n");
+                   shm_counter_sum(shm, (enum shm_counter)c),
+                   shm_counter_help((enum shm_counter)c));
+    if (json) {
+        json_counters(shm, out);
+        buf_puts(out, "\n");
+    }
+    return 0;
 }
 
 int dacctl_status(struct shm *shm, const char *name, bool json, struct buf *out)
@@ -313,6 +370,6 @@ int dacctl_status(struct shm *shm, const char *name, bool json, struct buf *out)
     if (json)
         json_status(shm, out);
     else
-        text_status(shm, out);
+        dacctl_text_overview(shm, out);
     return 0;
 }

@@ -436,7 +436,7 @@ bool fetch_retry(struct fetch *f, const struct upstream_end *end)
 
     if (end->outcome == UPSTREAM_RATE_LIMITED) {
         wait = end->retry_after_ms ? end->retry_after_ms * NS_PER_MS : NS_PER_S;
-        pacer_pause(fl->shm, f->provider, now + wait);
+        pacer_pause(fl->shm, f->provider, now + wait, PACER_RATE_LIMITED);
         shm_count(fl->shm, SHM_C_upstream_rate_limited, 1);
     }
     if (f->retried || f->content || !end->retryable || fl->cutting ||

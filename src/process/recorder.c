@@ -315,6 +315,7 @@ static void begin_work(struct recorder *r)
     recorder_count_deaths(r);
     sample_recover(r->shm);
     look_at_all(r);
+    recorder_note_store(r);
     child_ready(r->ctx);
     arm_again(r, 0);
 }

@@ -413,22 +413,23 @@ static void take_sample(struct recorder *r, const struct outcome *o)
 {
     struct shm_flight *f = flight_at(r->shm, o->flight);
     const struct turn_timing t = turn_timing(r->shm, o->flight);
-    const struct sample s = {.ended_ns = atomic_load(&f->ended_ns),
-                             .question = atomic_load(&f->question),
-                             .ttft_us = us_or_none(t.ttft_ms),
-                             .latency_us = to_us(t.latency_ms),
-                             .queue_us = to_us(t.queue_wait_ms),
-                             .own_us = to_us(t.own_ms),
-                             .call_us = us_or_none(t.call_ms),
-                             .call_ttft_us = us_or_none(t.call_ttft_ms),
-                             .provider = atomic_load(&f->provider),
-                             .status = o->status,
-                             .followers = (uint32_t)o->followers,
-                             .hits = (uint32_t)o->hits};
+    struct sample s = {.ended_ns = atomic_load(&f->ended_ns),
+                       .question = atomic_load(&f->question),
+                       .ttft_us = us_or_none(t.ttft_ms),
+                       .latency_us = to_us(t.latency_ms),
+                       .queue_us = to_us(t.queue_wait_ms),
+                       .own_us = to_us(t.own_ms),
+                       .call_us = us_or_none(t.call_ms),
+                       .call_ttft_us = us_or_none(t.call_ttft_ms),
+                       .provider = atomic_load(&f->provider),
+                       .status = o->status,
+                       .followers = (uint32_t)o->followers,
+                       .hits = (uint32_t)o->hits};
 
     struct flight_ref ref = {.index = o->flight,
                              .incarnation = flight_load(r->shm, o->flight).incarnation};
 
+    memcpy(s.turn, f->turn_id, sizeof(s.turn));
     /* Where the lock is not to be had the numbers are those of a moment ago. */
     if (index_put_sample(r->shm, ref, &s) != DAC_OK && atomic_load(&f->sample) == 0)
         sample_add(r->shm, &s, &f->sample);

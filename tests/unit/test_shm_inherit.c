@@ -252,7 +252,7 @@ START_TEST(tokens_and_pauses_go_on)
     inherit_pacers(&next, &shm, now, NS_PER_S);
     ck_assert_uint_eq(room(now + NS_PER_S / 2), 0);
     ck_assert_uint_eq(room(now + NS_PER_S), 1);
-    pacer_pause(&shm, 0, now + 60 * NS_PER_S);
+    pacer_pause(&shm, 0, now + 60 * NS_PER_S, PACER_RATE_LIMITED);
     inherit_pacers(&next, &shm, now, NS_PER_S);
     ck_assert_uint_eq(room(now + 59 * NS_PER_S), 0);
 }

@@ -150,6 +150,24 @@ START_TEST(raised_limits_have_effect_at_once)
 }
 END_TEST
 
+START_TEST(tokens_that_are_left)
+{
+    uint64_t now = clock_now_ns(), wait;
+    uint32_t permit;
+
+    ck_assert_uint_eq(pacer_tokens(&shm, 0, now), UINT32_MAX);
+    pacer_set_limits(&shm, 0, 1, 5, 0);
+    for (uint32_t left = 5; left > 0; left--) {
+        ck_assert_uint_eq(pacer_tokens(&shm, 0, now), left);
+        ck_assert_int_eq(take(now, &permit, &wait), DAC_OK);
+        pacer_give(&shm, 0, permit, lead.ref);
+    }
+    ck_assert_uint_eq(pacer_tokens(&shm, 0, now), 0);
+    ck_assert_uint_eq(pacer_tokens(&shm, 0, now + 2 * NS_PER_S), 2);
+    ck_assert_uint_eq(pacer_tokens(&shm, 0, now + 60 * NS_PER_S), 5);
+}
+END_TEST
+
 START_TEST(pause_only_grows)
 {
     uint64_t now = 100 * NS_PER_S;
@@ -157,8 +175,8 @@ START_TEST(pause_only_grows)
     uint32_t permit;
 
     pacer_set_limits(&shm, 0, 0, 1, 2);
-    pacer_pause(&shm, 0, now + 50);
-    pacer_pause(&shm, 0, now + 20);
+    pacer_pause(&shm, 0, now + 50, PACER_RATE_LIMITED);
+    pacer_pause(&shm, 0, now + 20, PACER_RATE_LIMITED);
     ck_assert_int_eq(take(now, &permit, &wait), DAC_E_AGAIN);
     ck_assert_uint_eq(wait, 50);
     ck_assert_uint_eq(pacer_in_flight(&shm, 0),
@@ -170,10 +188,10 @@ START_TEST(pause_only_grows)
     pacer_set_limits(&shm, 0, 1, 1, 0);
     now += NS_PER_S;
     ck_assert_int_eq(take(now, &permit, &wait), DAC_OK);
-    pacer_pause(&shm, 0, now + 5);
+    pacer_pause(&shm, 0, now + 5, PACER_RATE_LIMITED);
     ck_assert_int_eq(take(now, &permit, &wait), DAC_E_AGAIN);
     ck_assert_uint_eq(wait, NS_PER_S);
-    pacer_pause(&shm, 0, now + 3 * NS_PER_S);
+    pacer_pause(&shm, 0, now + 3 * NS_PER_S, PACER_RATE_LIMITED);
     ck_assert_int_eq(take(now, &permit, &wait), DAC_E_AGAIN);
     ck_assert_uint_eq(wait, 3 * NS_PER_S);
 }
@@ -318,6 +336,7 @@ int main(void)
     tcase_add_loop_test(t, gcra_is_a_token_bucket, 0, DAC_ARRAY_LEN(rates));
     tcase_add_test(t, no_rate_is_no_limit);
     tcase_add_test(t, rest_saves_a_burst_only);
+    tcase_add_test(t, tokens_that_are_left);
     tcase_add_test(t, raised_limits_have_effect_at_once);
     tcase_add_test(t, pause_only_grows);
     tcase_add_loop_test(t, permits_bound_the_calls, 0, 3);
