@@ -276,7 +276,7 @@ struct shm_block {
 /* --- samples ------------------------------------------------------------------------ */
 
 struct shm_sample {
-    SHM_ALIGNED shm_u64 seq; /* its number + 1, 0 while written; release [W: recorder] */
+    shm_u64 seq; /* its number + 1, 0 while written; release [W: recorder] */
     shm_u64 ended_ns;
     shm_u64 question; /* as in its flight */
     shm_u64 turn[2];  /* its id */

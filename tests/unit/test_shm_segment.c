@@ -122,7 +122,7 @@ START_TEST(default_layout_is_the_one_described)
     struct shm_plan p;
 
     ck_assert_int_eq(segment_plan(&opt, &p, why, sizeof(why)), DAC_OK);
-    ck_assert_uint_eq(p.block_count, 22033);
+    ck_assert_uint_eq(p.block_count, 21906);
     ck_assert_uint_eq(p.bytes_per_flight, 2968);
     ck_assert_uint_eq(p.areas.slots, 4096);
     ck_assert_uint_eq(p.areas.dirty, 36864);
@@ -131,10 +131,10 @@ START_TEST(default_layout_is_the_one_described)
     ck_assert_uint_eq(p.areas.flights, 365568);
     ck_assert_uint_eq(p.areas.aliases, 1676288);
     ck_assert_uint_eq(p.areas.samples, 3773440);
-    ck_assert_uint_eq(p.areas.timings, 4822016);
-    ck_assert_uint_eq(p.areas.blocks, 4850688);
-    ck_assert_uint_eq(p.areas.data, 5206016);
-    ck_assert_uint_eq(p.areas.end, 50329600);
+    ck_assert_uint_eq(p.areas.timings, 5084160);
+    ck_assert_uint_eq(p.areas.blocks, 5112832);
+    ck_assert_uint_eq(p.areas.data, 5464064);
+    ck_assert_uint_eq(p.areas.end, 50327552);
 }
 END_TEST
 
