@@ -369,6 +369,14 @@ static enum dac_err start(struct master *m, bool replaced)
         log_error(0, "%s", why);
         return e;
     }
+    m->control.reload = &m->reload;
+    m->control.gens = &m->gens;
+    e = control_open(&m->control, now->config, &m->privileges, why, sizeof(why));
+    if (e != DAC_OK) {
+        log_error(0, "%s", why);
+        listeners_remove(&now->listeners);
+        return e;
+    }
     m->parts = (struct generation_parts){.config = now->config,
                                          .listeners = &now->listeners,
                                          .privileges = &m->privileges,
@@ -380,6 +388,7 @@ static enum dac_err start(struct master *m, bool replaced)
     e = generation_start(m->gens.serving, &m->parts, clock_now_ns());
     if (e != DAC_OK) {
         log_error(errno, "could not make a pipe for the children's reports");
+        control_close(&m->control);
         listeners_remove(&now->listeners);
     }
     return e;
@@ -409,16 +418,12 @@ static int run(struct master *m)
     m->gens.serving = &m->gens.all[0];
     if (make_segment(m, &replaced) != DAC_OK)
         return rc;
-    m->control.reload = &m->reload;
-    m->control.gens = &m->gens;
-    if (control_open(&m->control, cfg, &m->privileges, why, sizeof(why)) != DAC_OK)
-        log_error(0, "%s", why);
-    else if (start(m, replaced) == DAC_OK) {
+    if (start(m, replaced) == DAC_OK) {
         loop(m);
+        control_close(&m->control);
         log_info(0, "stopped");
         rc = m->exit_code;
     }
-    control_close(&m->control);
     for (size_t i = 0; i < DAC_ARRAY_LEN(m->gens.all); i++) {
         if (m->gens.all[i].shm.hdr)
             generation_free(&m->gens.all[i]);
@@ -428,7 +433,7 @@ static int run(struct master *m)
 
 int master_run(const char *path, struct config *cfg)
 {
-    struct master m = {.signal_fd = -1, .reload.path = path, .control.fd = -1};
+    struct master m = {.signal_fd = -1, .reload.path = path};
     int rc = EXIT_START;
 
     log_set_identity("master");

@@ -271,10 +271,11 @@ async def test_old_workers_may_die_and_the_service_may_stop(dac, mock, how):
     stream, question = await running(dac, mock)
     dac.sections["server"]["workers"] = 2
     dac.reload()
-    (old,) = until(lambda: [w for w in dac.workers() if w in before][:1], "the old one")
+    old = until(lambda: [w for w in dac.workers() if w in before], "old ones")
     if how == signal.SIGKILL:
-        await asyncio.sleep(0.7)
-        os.kill(old, how)
+        # The others go at once: only the one with the stream stays.
+        old = until(lambda: len(w := [w for w in dac.workers() if w in before]) == 1 and w, "the one with the stream")
+        os.kill(old[0], how)
         await stream.rest()
         assert not stream.complete
         settled(dac, 2)
