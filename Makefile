@@ -341,9 +341,11 @@ install: all ## install into $(DESTDIR)$(prefix)
 	install -d $(DESTDIR)$(datadir)/dac
 	install -m 644 $(RUNBOOK_DATA) $(DESTDIR)$(datadir)/dac
 	install -m 755 $(RUNBOOK_SCRIPTS) $(DESTDIR)$(datadir)/dac
-	install -d $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man5 $(DESTDIR)$(mandir)/man8
+	install -d $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man5 $(DESTDIR)$(mandir)/man7 \
+	    $(DESTDIR)$(mandir)/man8
 	install -m 644 docs/man/*.1 $(DESTDIR)$(mandir)/man1
 	install -m 644 docs/man/*.5 $(DESTDIR)$(mandir)/man5
+	install -m 644 docs/man/*.7 $(DESTDIR)$(mandir)/man7
 	install -m 644 docs/man/*.8 $(DESTDIR)$(mandir)/man8
 
 # In a copy of what git knows, which stays for the next time: make there builds what changed.

@@ -88,6 +88,15 @@ async def test_each_metric_is_one_that_there_is(dac):
         assert any(s.startswith(name + "_bucket{provider=") for s in values)
 
 
+@pytest.mark.parametrize("page", ["docs/metrics.md", "docs/man/dac-metrics.7"])
+async def test_each_metric_of_the_pages_is_one_that_there_is(dac, page):
+    kinds, _ = read_metrics((await dac.get("/metrics")).text)
+    used = metrics_of((ROOT / page).read_text()) - {"gen_ai_operation_name", "gen_ai_provider_name"}
+    assert len(used) > 15
+    prefixes = {n for n in used if n.endswith("_") and any(k.startswith(n) for k in kinds)}
+    assert not without(used - prefixes, kinds), page
+
+
 def test_a_renamed_metric_would_be_noticed():
     assert without({"dac_turns_failed_total", "dac_turn_ttft_seconds_bucket"}, {"dac_turn_ttft_seconds"}) == {
         "dac_turns_failed_total"
