@@ -224,6 +224,7 @@ check-crash: all $(SYSTEM_TOOLS) ## only the system tests of crash points (with 
 check-systemd: all ## the service under a real systemd (root; not part of check)
 	@tools/install-deps.sh venv
 	@[ "$$(id -u)" != 0 ] || tools/install-deps.sh systemd
+	@DEB_BUILD_OPTIONS= tools/build-deb.sh $(BUILD)/deb
 	@TESTS=tests/systemd tools/run-pytest.sh systemd $(BUILD) $(PYTEST_FLAGS)
 
 .PHONY: check-faults
@@ -336,6 +337,9 @@ install: all ## install into $(DESTDIR)$(prefix)
 	sed 's,/usr/sbin/,$(sbindir)/,; s,/etc/dac/,$(sysconfdir)/dac/,' systemd/dacd.service \
 	    >$(DESTDIR)$(unitdir)/dacd.service
 	chmod 644 $(DESTDIR)$(unitdir)/dacd.service
+	sed 's,/usr/share/dac/,$(datadir)/dac/,' systemd/dac-alerts.service >$(DESTDIR)$(unitdir)/dac-alerts.service
+	chmod 644 $(DESTDIR)$(unitdir)/dac-alerts.service
+	install -m 644 systemd/dacd.socket systemd/dac-alerts.timer $(DESTDIR)$(unitdir)
 	install -m 644 systemd/dac.sysusers $(DESTDIR)$(sysusersdir)/dac.conf
 	install -m 644 systemd/dac.tmpfiles $(DESTDIR)$(tmpfilesdir)/dac.conf
 	install -d $(DESTDIR)$(datadir)/dac
@@ -348,7 +352,7 @@ install: all ## install into $(DESTDIR)$(prefix)
 	install -m 644 docs/man/*.7 $(DESTDIR)$(mandir)/man7
 	install -m 644 docs/man/*.8 $(DESTDIR)$(mandir)/man8
 
-# In a copy of what git knows, which stays for the next time: make there builds what changed.
+# Of a copy of what git knows.
 .PHONY: deb
 deb: ## Debian packages, in BUILD/deb (tools/install-deps.sh package)
 	@tools/build-deb.sh $(BUILD)/deb

@@ -294,7 +294,9 @@ static enum dac_err open_locked(const char *path, const char *name, int *out,
 static enum dac_err allocate(struct shm *shm, int fd, const struct shm_options *opt,
                              char *why, size_t n)
 {
-    if (fchown(fd, opt->owner_uid, opt->owner_gid) != 0) {
+    /* A sandbox may forbid it, also where it would change nothing. */
+    if ((opt->owner_uid != geteuid() || opt->owner_gid != getegid()) &&
+        fchown(fd, opt->owner_uid, opt->owner_gid) != 0) {
         snprintf(why, n, "could not give shared memory to uid %u: %s", opt->owner_uid,
                  strerror(errno));
         return DAC_E_SYS;

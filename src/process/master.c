@@ -404,7 +404,9 @@ static int run(struct master *m)
 
     if (cfg->provider_count == 0)
         log_warn(0,
-                 "no [provider NAME] is configured: every question will be answered 503");
+                 "no [provider NAME] is configured: every question will be answered 503; "
+                 "add one with its base_url and api_key_file to %s, then reload",
+                 m->reload.path);
     limits_raise_files(cfg->max_connections, OWN_FILES);
     limits_core_dumps(cfg->core_dumps);
     if (block_signals(m) != DAC_OK) {

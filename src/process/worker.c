@@ -57,6 +57,7 @@ struct worker {
     uint64_t ending_ns;     /* since when drain_timeout counts, 0: it does not */
     bool idle_closed;       /* connections without a request are closed */
     bool cut;               /* the drain's time is over */
+    bool sockets_stay;      /* systemd keeps one, for who comes next */
     bool over;              /* nothing is left to do */
     struct http_stats told; /* what the counters already hold */
 };
@@ -138,11 +139,13 @@ static void publish_stats(struct worker *w)
     w->told = *s;
 }
 
-/* While others serve on, clients that just connected, or ask at this moment, are answered
- * first. Where the service ends there is nothing to wait for. */
+/* While others serve on, or will on sockets that systemd keeps, clients that just
+ * connected, or ask at this moment, are answered first. Where the service ends there is
+ * nothing to wait for. */
 static void close_idle(struct worker *w, uint64_t now_ns)
 {
-    bool ends = atomic_load(&w->shm->hdr->draining) || child_orphaned(w->ctx);
+    bool ends = !w->sockets_stay &&
+                (atomic_load(&w->shm->hdr->draining) || child_orphaned(w->ctx));
 
     if (w->idle_closed || (!ends && now_ns - w->draining_ns < IDLE_WAIT_NS))
         return;
@@ -171,6 +174,7 @@ static void begin_drain(struct worker *w)
     slot_set_state(w->shm, SLOT_DRAINING);
     log_info(0, "draining: %zu connections", http_server_connections(w->server));
     for (size_t i = 0; i < l->count; i++) {
+        w->sockets_stay = w->sockets_stay || l->items[i].passed;
         for (uint32_t o = 0; o < l->ordinals; o++) {
             if (l->items[i].fds[o] >= 0)
                 http_server_unlisten(w->server, l->items[i].fds[o]);

@@ -1,72 +1,30 @@
-"""A machine of its own for a real systemd: a small Debian in a folder, booted by
-systemd-nspawn, with this machine's network. Needs root, control groups (version 2) and the
-packages of `tools/install-deps.sh systemd`; why_not() says what is missing.
-
-Its processes are in one control group, so that nothing of it is left behind, whatever
-happens to the test.
+"""A machine of its own for a real systemd: lab.sh boots it, this puts tests into it. Its
+processes are in one control group, and it ends by itself when this process is gone, so that
+nothing of it is left behind, whatever happens to the test.
 """
 
 import contextlib
+import ctypes
+import hashlib
 import os
-import shutil
+import re
 import subprocess
 import time
 from pathlib import Path
 
-PACKAGES = [
-    "systemd",
-    "systemd-sysv",
-    "dbus",
-    "libnss-systemd",
-    "libevent-2.1-7",
-    "libcurl4",
-    "libnghttp2-14",
-    "libssl3",
-    "libjson-c5",
-    "libpq5",
-    "libsqlite3-0",
-]
-TOOLS = ["mmdebstrap", "systemd-nspawn", "nsenter", "unshare", "setpriv", "tar"]
-
-# systemd-nspawn, where no systemd manages the control groups it is started in: version 2 alone
-# is mounted, it makes its groups below one of our own, and what it keeps in /run is private.
-BOOT = """
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
-echo $$ >"/sys/fs/cgroup/$0/cgroup.procs"
-mount -t tmpfs -o mode=755 tmpfs /run
-export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1
-exec setpriv --pdeathsig TERM systemd-nspawn --quiet --machine="$0" --register=no --keep-unit \\
-    --resolv-conf=off --link-journal=no --console=pipe \\
-    --system-call-filter="@system-service bpf" --directory="$1" --boot
-"""
-
-
-def groups():
-    """Where control groups of version 2 are mounted, or None."""
-    for line in Path("/proc/mounts").read_text().splitlines():
-        device, where, kind = line.split()[:3]
-        if kind == "cgroup2":
-            return Path(where)
-    return None
+LAB = Path(__file__).with_name("lab.sh")
+CLONE_NEWNET = 0x40000000
+TOOLS = ["curl"]  # what the package only recommends
 
 
 def why_not():
     """Why this machine cannot boot another one; empty if it can."""
-    if os.geteuid() != 0:
-        return "needs root"
-    missing = [t for t in TOOLS if not shutil.which(t)]
-    if missing:
-        return f"{', '.join(missing)} not found (tools/install-deps.sh systemd)"
-    probe = ["unshare", "--mount", "--pid", "--cgroup", "--fork", "true"]
-    if subprocess.run(probe, capture_output=True, check=False).returncode != 0:
-        return "no right to make namespaces"
-    top = groups()
-    try:
-        (top / f"dactest-probe-{os.getpid()}").mkdir()
-        (top / f"dactest-probe-{os.getpid()}").rmdir()
-    except (OSError, TypeError):
-        return "no control groups of version 2 to write to"
-    return ""
+    p = subprocess.run([LAB, "check"], capture_output=True, text=True, env=environment("/nowhere"), check=False)
+    return "" if p.returncode == 0 else p.stderr.strip()
+
+
+def environment(folder, **more):
+    return {"PATH": os.environ["PATH"], "LAB_DIR": str(folder), "LAB_OWNER": str(os.getpid()), **more}
 
 
 def wait_for(condition, what, timeout=30.0):
@@ -80,92 +38,94 @@ def wait_for(condition, what, timeout=30.0):
         time.sleep(0.05)
 
 
+def enter_network(fd):
+    """From here on, sockets of this thread and of what it starts are of another machine."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.setns(fd, CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+
+
+def depends(deb):
+    """The packages that a .deb file depends on, of alternatives the first one."""
+    fields = subprocess.run(["dpkg-deb", "-f", deb, "Depends"], capture_output=True, text=True, check=True)
+    return [re.split(r"[ |(]", d.strip())[0] for d in fields.stdout.split(",")]
+
+
 class Machine:
-    def __init__(self, folder, cache):
-        self.folder = folder
-        self.tree = folder / "tree"
-        self.cache = cache
-        self.name = f"dactest-{os.getpid()}"
-        self.group = groups() / self.name
-        self.nspawn = None
+    def __init__(self, folder, cache, deb):
+        self.folder = Path(folder)
+        self.tree = self.folder / "tree"
+        self.deb = deb
+        self.group = "dac-lab-" + hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:12]
+        packages = " ".join(sorted({*TOOLS, *depends(deb)}))
+        self.env = environment(folder, LAB_CACHE=str(cache), LAB_PACKAGES=packages)
 
-    def create(self):
-        """The tree, from an archive that is made once, from Debian's mirror."""
-        archive = self.cache / "debian.tar"
-        self.cache.mkdir(parents=True, exist_ok=True)
-        if not archive.exists():
-            new = self.cache / f"new-{os.getpid()}.tar"
-            subprocess.run(
-                ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", "bookworm", new],
-                check=True,
-                timeout=600,
-            )
-            new.rename(archive)
-        self.tree.mkdir(parents=True)
-        subprocess.run(
-            ["tar", "-C", self.tree, "--numeric-owner", "--xattrs", "--xattrs-include=*", "-xf", archive],
-            check=True,
-        )
-        (self.tree / "etc/hostname").write_text("dactest\n")
-
-    def boot(self):
-        self.group.mkdir()
-        with open(self.folder / "console.log", "wb") as console:
-            self.nspawn = subprocess.Popen(
-                ["unshare", "--mount", "--propagation", "private", "sh", "-ec", BOOT, self.name, self.tree],
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=console,
-                start_new_session=True,
-            )
-        wait_for(self._is_up, "systemd is up")
-
-    def _is_up(self):
-        assert self.nspawn.poll() is None, (self.folder / "console.log").read_text()[-2000:]
-        state = self.run("systemctl", "is-system-running", check=False).strip()
-        return state in ("running", "degraded")
-
-    def leader(self):
-        """Its process 1, by this machine's number."""
-        for pid in (self.group / "payload/init.scope/cgroup.procs").read_text().split():
-            numbers = [s for s in Path(f"/proc/{pid}/status").read_text().splitlines() if s.startswith("NSpid")]
-            if numbers and numbers[0].split()[-1] == "1":
-                return pid
-        raise ValueError("no process 1")
-
-    def run(self, *command, check=True, timeout=60):
-        """Output of a command inside."""
-        enter = ["nsenter", "--target", self.leader(), "--mount", "--uts", "--ipc", "--pid", "--cgroup", "--"]
-        clean = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"]
+    def lab(self, *words, check=True, timeout=900):
         p = subprocess.run(
-            [*enter, *clean, *command],
+            [LAB, *map(str, words)],
+            env=self.env,
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=timeout,
             check=False,
-            stdin=subprocess.DEVNULL,
         )
-        assert not check or p.returncode == 0, f"{command}: {p.stdout}{p.stderr}"
+        assert not check or p.returncode == 0, f"{words}: {p.stdout}{p.stderr}"
         return p.stdout
+
+    def start(self):
+        """A fresh one, booted. The first time its archive is made, with Debian's mirror."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lab("create")
+        self.lab("boot")
+
+    def destroy(self):
+        self.lab("destroy")
+
+    def run(self, *command, check=True):
+        """Output of a command inside."""
+        return self.lab("run", *command, check=check)
+
+    def install(self, deb):
+        """As apt does it; maintainer scripts talk to the running systemd."""
+        return self.lab("install", deb)
+
+    def _of_group(self, suffix):
+        """Numbers, on this machine, of the processes of a control group."""
+        for proc in Path("/proc").iterdir():
+            if proc.name.isdigit():
+                with contextlib.suppress(OSError):
+                    if f"/{self.group}/payload/{suffix}\n" in (proc / "cgroup").read_text():
+                        yield int(proc.name)
+
+    def leader(self):
+        """Its process 1."""
+        for pid in self._of_group("init.scope"):
+            if re.search(r"^NSpid:.*\t1$", Path(f"/proc/{pid}/status").read_text(), re.M):
+                return pid
+        raise ValueError("no process 1")
+
+    @contextlib.contextmanager
+    def network(self):
+        """Inside, this thread and what it starts have the machine's network, and no other."""
+        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        there = os.open(f"/proc/{self.leader()}/ns/net", os.O_RDONLY)
+        try:
+            enter_network(there)
+            yield
+        finally:
+            enter_network(here)
+            os.close(here)
+            os.close(there)
 
     def processes(self, unit):
         """{pid: title} of a unit's living processes, by this machine's numbers."""
         found = {}
-        with contextlib.suppress(FileNotFoundError):
-            for pid in (self.group / "payload/system.slice" / unit / "cgroup.procs").read_text().split():
-                with contextlib.suppress(OSError):
-                    title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-                    if title:
-                        found[int(pid)] = title
+        for pid in self._of_group(f"system.slice/{unit}"):
+            with contextlib.suppress(OSError):
+                title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                if title:
+                    found[pid] = title
         return found
 
-    def destroy(self):
-        """Ends it at once; leaves no process, no group and no file."""
-        if self.group.exists():
-            (self.group / "cgroup.kill").write_text("1")
-            wait_for(lambda: "populated 0" in (self.group / "cgroup.events").read_text(), "all are gone")
-            for path, _, _ in os.walk(self.group, topdown=False):
-                os.rmdir(path)
-        if self.nspawn:
-            self.nspawn.wait(10)
-        shutil.rmtree(self.tree, ignore_errors=True)
+    def show(self, unit, what):
+        return self.run("systemctl", "show", "-p", what, "--value", unit).strip()

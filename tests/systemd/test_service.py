@@ -2,6 +2,7 @@
 itself when the master is killed, and stops."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ from lib.provider import say
 from machine import wait_for
 
 DRAIN_S = 6  # what conftest.py configures
+EXPOSURE_MAX = 15  # tenths
 
 
 def kill(pid):
@@ -30,7 +32,12 @@ async def ask(service, words="And now, kumquat?"):
 
 
 def test_the_unit_is_in_order(machine):
-    assert machine.run("systemd-analyze", "verify", "dacd.service") == ""
+    assert machine.run("systemd-analyze", "--man=no", "verify", "dacd.service") == ""
+
+
+def test_it_is_exposed_to_little(machine):
+    rows = machine.run("systemd-analyze", "security", f"--threshold={EXPOSURE_MAX}", "dacd.service")
+    print(rows.splitlines()[-1])
 
 
 def test_it_starts_as_nobody_special_and_answers(service, machine):
@@ -130,7 +137,7 @@ def test_stopping_waits_for_what_ends_in_time(service, machine):
     assert service.processes() == {}
     assert service.show("ActiveState") == "inactive"
     assert (service.show("Result"), service.show("ExecMainStatus")) == ("success", "0")
-    assert "dac" not in machine.run("ls", "/dev/shm")
+    assert machine.run("ls", "/dev/shm") == ""
     assert [t["status"] for t in service.turns()] == ["complete"]
 
 
@@ -142,3 +149,100 @@ def test_a_configuration_that_became_wrong_heals_itself(service, machine):
     service.conf.write_text(good)
     wait_for(service.is_up, "it is back")
     asyncio.run(ask(service))
+
+
+def test_lines_of_the_journal_have_their_priority_and_unit(service, machine):
+    victim = service.workers()[0]
+    kill(victim)
+    wait_for(lambda: victim not in service.processes() and service.is_up(), "another worker")
+    this = f"_SYSTEMD_INVOCATION_ID={service.show('InvocationID')}"
+    lines = [json.loads(x) for x in machine.run("journalctl", this, "-o", "json", "--no-pager").splitlines()]
+    ours = [x for x in lines if x.get("_COMM") == "dacd"]
+    assert {x["_SYSTEMD_UNIT"] for x in ours} == {"dacd.service"}
+    assert {x["SYSLOG_IDENTIFIER"] for x in ours} == {"dacd"}
+    assert not [x for x in ours if x["MESSAGE"].startswith("<")]
+    by_text = {x["MESSAGE"].split("] ", 1)[-1].split(" ")[0]: x["PRIORITY"] for x in ours}
+    assert by_text["ready:"] == "6"
+    assert by_text["worker"] == "4", by_text
+
+
+def test_a_reload_takes_what_is_good_and_refuses_the_rest(service, machine):
+    """As `systemctl reload` does it: checked first, then the signal."""
+    master = service.master()
+    before = service.show("ExecMainStartTimestamp")
+    service.sections["server"]["log_level"] = "debug"
+    service.configure()
+    machine.run("systemctl", "reload", "dacd")
+    wait_for(lambda: "log_level: info -> debug" in service.log, "the level has changed", 10)
+
+    good = service.conf.read_text()
+    service.conf.write_text(good + "\n[server]\nlog_levle = info\n")
+    p = machine.run("sh", "-c", "systemctl reload dacd 2>&1 || echo refused")
+    assert p.endswith("refused\n")
+    assert "log_levle" in machine.run("journalctl", "-u", "dacd", "-n", "20", "-o", "cat", "--no-pager")
+    service.conf.write_text(good)
+    assert (service.master(), service.show("ExecMainStartTimestamp")) == (master, before)
+    assert service.show("ActiveState") == "active"
+    asyncio.run(ask(service))
+
+
+def test_a_master_that_stands_still_is_replaced(service, machine):
+    service.drop_in("dacd.service", "[Service]\nWatchdogSec=2s")
+    try:
+        machine.run("systemctl", "restart", "dacd")
+        time.sleep(5)
+        assert service.show("NRestarts") == "0"  # its signs of life arrive
+        old = service.processes()
+        os.kill(service.master(), signal.SIGSTOP)
+        wait_for(lambda: service.show("NRestarts") == "1" and service.is_up(), "another master", 20)
+        wait_for(lambda: not set(old) & set(service.processes()), "the old ones are gone", DRAIN_S + 10)
+        assert "watchdog" in machine.run("journalctl", "-u", "dacd", "-n", "200", "-o", "cat", "--no-pager").lower()
+        asyncio.run(ask(service))
+    finally:
+        service.drop_in("dacd.service", "")
+
+
+def test_a_stop_may_take_longer_than_systemd_grants_to_others(service, machine):
+    """The master asks for more time while a stream ends."""
+    service.sections["server"]["drain_timeout"] = "20s"
+    service.configure()
+    service.drop_in("dacd.service", "[Service]\nTimeoutStopSec=3s")
+
+    async def scene():
+        stream = await service.open_ask(await service.thread(), say(tokens=80, gap="100ms"))
+        await stream.until("delta")
+        stop = asyncio.create_task(asyncio.to_thread(machine.run, "systemctl", "stop", "dacd"))
+        await stream.rest(timeout=20)
+        assert stream.one("done")
+        await stop
+
+    try:
+        machine.run("systemctl", "restart", "dacd")
+        asyncio.run(scene())
+        assert (service.show("Result"), service.show("ExecMainStatus")) == ("success", "0")
+        assert [t["status"] for t in service.turns()] == ["complete"]
+    finally:
+        service.drop_in("dacd.service", "")
+
+
+def test_the_status_line_tells_how_it_goes(service):
+    wait_for(lambda: "3 workers" in service.show("StatusText"), "its status", 10)
+
+
+def test_a_key_may_be_a_credential_that_only_root_reads(service, machine):
+    key = "/etc/dac/provider.key"
+    service.sections["provider perplexity"]["api_key_file"] = "credential:perplexity"
+    service.configure()
+    machine.run("sh", "-c", f"chown root:root {key} && chmod 600 {key}")
+    service.drop_in("dacd.service", f"[Service]\nLoadCredential=perplexity:{key}")
+    try:
+        machine.run("systemctl", "restart", "dacd")
+        asyncio.run(ask(service))  # the provider refuses whoever has another key
+        service.sections["server"]["workers"] = 2
+        service.configure()
+        machine.run("sh", "-c", f"chown root:root {key} && chmod 600 {key}")
+        machine.run("systemctl", "reload", "dacd")
+        wait_for(lambda: "new workers serve" in service.log, "new workers")
+        asyncio.run(ask(service, "And the new workers?"))
+    finally:
+        service.drop_in("dacd.service", "")
