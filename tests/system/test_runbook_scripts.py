@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 
 import pytest
 
@@ -26,17 +27,20 @@ LINES = (
 
 
 async def script(dac, command, **env):
-    """(exit status, stdout, stderr) of a command in the folder `tools`."""
+    """(exit status, stdout, stderr) of a command in the folder `tools`, which leaves no file of its
+    own behind."""
+    temporary = tempfile.mkdtemp()
     port = {"DAC_CONF": str(dac.conf)} if dac else {}
     p = await asyncio.create_subprocess_exec(
         "bash", "-c", command, stdin=subprocess.DEVNULL, cwd=TOOLS,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={
-            "PATH": os.environ["PATH"], "LANG": "de_DE.UTF-8", "DACD": str(BUILD / "dacd"),
+            "PATH": os.environ["PATH"], "LANG": "de_DE.UTF-8", "TMPDIR": temporary, "DACD": str(BUILD / "dacd"),
             "DACCTL": str(BUILD / "dacctl"), **port, **QUICK, **env,
         },
     )  # fmt: skip
     out, err = await p.communicate()
+    os.rmdir(temporary)
     return p.returncode, out.decode(), err.decode()
 
 

@@ -49,7 +49,7 @@ class Place:
 
     def env(self, **more):
         env = {
-            "PATH": os.environ["PATH"], "LANG": "C.UTF-8", "DACD": str(BUILD / "dacd"),
+            "PATH": os.environ["PATH"], "LANG": "C.UTF-8", "TMPDIR": str(self.dac.folder), "DACD": str(BUILD / "dacd"),
             "DACCTL": str(BUILD / "dacctl"), "DAC_CONF": str(self.dac.conf), **more,
         }  # fmt: skip
         if self.content is None:  # dacd wants a file that its configuration names
