@@ -93,6 +93,13 @@ static bool is_coming(const struct child *c)
     return c->set && c->set->role == SET_COMES;
 }
 
+/* Whether the service depends on it: not on one that leaves, be it that its set never
+ * came up. */
+static bool matters(const struct child *c)
+{
+    return !c->set || c->set->role == SET_SERVES;
+}
+
 static const char *child_name(const struct child *c, char buf[32])
 {
     static const char *const roles[] = {
@@ -240,7 +247,7 @@ void supervise_read_reports(struct supervisor *s)
             c->ready = true;
         else if (is_coming(c))
             fail_set(c, r.text);
-        else if (!s->fatal[0])
+        else if (matters(c) && !s->fatal[0])
             snprintf(s->fatal, sizeof(s->fatal), "%s: %s", child_name(c, name), r.text);
     }
 }
@@ -315,7 +322,7 @@ static void bury(struct supervisor *s, struct child *c, int status, uint64_t now
 
     if (is_coming(c))
         fail_set(c, "it ended while it started");
-    else if (fatal && !s->fatal[0])
+    else if (fatal && matters(c) && !s->fatal[0])
         snprintf(s->fatal, sizeof(s->fatal), "%s gave up", child_name(c, name));
     swept = slot_sweep(s->shm, c->slot);
     wake_kick(s->shm);
