@@ -50,7 +50,10 @@ def test_it_starts_as_nobody_special_and_answers(service, machine):
         assert {int(n) for n in status["Uid"].split()} == {dac}
         assert int(status["CapEff"], 16) == 0
         assert status["NoNewPrivs"].strip() == "1"
+        with open(f"/proc/{pid}/limits") as f:
+            assert [x.split()[4:6] for x in f if x.startswith("Max core")] == [["1", "1"]]  # none, that is
     assert len(service.processes()) == 5
+    assert "WARN" not in service.log, service.log
 
 
 def test_a_killed_worker_or_recorder_is_the_master_s_affair(service):
