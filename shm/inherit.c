@@ -108,7 +108,7 @@ static void inherit_pacer(struct shm *next, const struct shm *old, uint32_t prov
     if (limit == 0 && atomic_load(&o->interval_ns) == 0)
         return;
     if (limit != 0)
-        atomic_store(&n->concurrency, calls < limit ? limit - calls : 1);
+        pacer_set_concurrency(next, provider, calls < limit ? limit - calls : 1);
     /* No permits at all cannot be said by the limit, 0 being none. */
     if ((limit != 0 && calls >= limit) || count_waiting(old, provider) > 0)
         pacer_pause(next, provider, now_ns + hold_ns, PACER_HANDED_OVER);
@@ -124,6 +124,5 @@ void inherit_pacers(struct shm *next, const struct shm *old, uint64_t now_ns,
 void inherit_pacers_whole(struct shm *next, const struct shm *old)
 {
     for (uint32_t i = 0; i < atomic_load(&next->hdr->provider_count); i++)
-        atomic_store(&next->pacers[i].concurrency,
-                     atomic_load(&old->pacers[i].concurrency));
+        pacer_set_concurrency(next, i, atomic_load(&old->pacers[i].concurrency));
 }

@@ -143,7 +143,9 @@ struct shm_pacer {
     shm_u64 waiting;            /* slots that found no permit; rmw */
     shm_u32 concurrency;        /* permits in use at most, 0: no limit [W: master] */
     shm_u32 calls;              /* permits taken now, a hint; relaxed */
-    shm_u32 pause_reason;       /* enum pacer_reason, of the last pause; relaxed */
+    shm_u32 above;        /* permits from `concurrency` to here may be taken, since it was
+                           * higher; 0: none [W: master; any sets it to 0] */
+    shm_u32 pause_reason; /* enum pacer_reason, of the last pause; relaxed */
     SHM_ALIGNED shm_u64
         permits[SHM_PERMITS_MAX]; /* {slot+1:8, flight:24, incarnation:32}; cas */
 };

@@ -61,6 +61,18 @@ static void forgive(struct shm_pacer *p, uint64_t most)
         ;
 }
 
+void pacer_set_concurrency(struct shm *shm, uint32_t provider, uint32_t concurrency)
+{
+    struct shm_pacer *p = pacer_at(shm, provider);
+    uint32_t before = atomic_load_explicit(&p->concurrency, memory_order_relaxed);
+
+    /* First: who sees the lower limit is to see that it was higher. */
+    if (concurrency != 0 && before > concurrency &&
+        atomic_load_explicit(&p->above, memory_order_relaxed) < before)
+        atomic_store_explicit(&p->above, before, memory_order_seq_cst);
+    atomic_store_explicit(&p->concurrency, concurrency, memory_order_seq_cst);
+}
+
 void pacer_set_limits(struct shm *shm, uint32_t provider, double rps, uint32_t burst,
                       uint32_t concurrency)
 {
@@ -71,7 +83,7 @@ void pacer_set_limits(struct shm *shm, uint32_t provider, double rps, uint32_t b
     atomic_store_explicit(&p->tolerance_ns, interval * (burst > 0 ? burst - 1 : 0),
                           memory_order_relaxed);
     atomic_store_explicit(&p->interval_ns, interval, memory_order_relaxed);
-    atomic_store_explicit(&p->concurrency, concurrency, memory_order_relaxed);
+    pacer_set_concurrency(shm, provider, concurrency);
     if (interval > 0)
         forgive(p, clock_now_ns() + interval * (burst > 0 ? burst : 1));
 }
@@ -111,11 +123,38 @@ static bool token_take(struct shm_pacer *p, uint64_t now)
     return true;
 }
 
+static uint32_t count_taken(const struct shm_pacer *p, uint32_t from, uint32_t to)
+{
+    uint32_t n = 0;
+
+    for (uint32_t i = from; i < to && i < SHM_PERMITS_MAX; i++)
+        n += atomic_load_explicit(&p->permits[i], memory_order_seq_cst) != 0;
+    return n;
+}
+
+/* After the limit was lowered calls above it run on; until they have ended the others are
+ * fewer by as many. */
+static bool has_room(struct shm_pacer *p, uint32_t limit)
+{
+    uint32_t above = atomic_load_explicit(&p->above, memory_order_seq_cst);
+    uint32_t taken = count_taken(p, limit, above);
+
+    if (above == 0)
+        return true;
+    if (taken == 0 && above > limit) {
+        atomic_compare_exchange_strong(&p->above, &above, 0);
+        return true;
+    }
+    return taken + count_taken(p, 0, limit) < limit;
+}
+
 static uint32_t permit_take(struct shm *shm, struct shm_pacer *p, struct flight_ref ref)
 {
-    uint32_t limit = atomic_load_explicit(&p->concurrency, memory_order_relaxed);
+    uint32_t limit = atomic_load_explicit(&p->concurrency, memory_order_seq_cst);
     uint64_t mine = permit_word(shm, ref);
 
+    if (!has_room(p, limit))
+        return PACER_NO_PERMIT;
     for (uint32_t i = 0; i < limit; i++) {
         uint64_t free_word = 0;
         /* Not relaxed: it must not be looked at before this slot stands in `waiting`. */

@@ -32,6 +32,8 @@ enum dac_err pacer_name(struct shm *shm, const char *name, uint32_t *out) DAC_CH
  * these. */
 void pacer_set_limits(struct shm *shm, uint32_t provider, double rps, uint32_t burst,
                       uint32_t concurrency);
+/* Master: the calls at a time alone. Of more that run none is ended; new ones wait. */
+void pacer_set_concurrency(struct shm *shm, uint32_t provider, uint32_t concurrency);
 /* Owner of a QUEUED flight: takes a permit and a token. DAC_OK: *permit is to be given
  * back. DAC_E_AGAIN: *wait_ns is when to try again; UINT64_MAX: a wake-up will say (this
  * slot is noted as waiting). */

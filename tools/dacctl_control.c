@@ -220,6 +220,30 @@ static int tell(const char *turn, const char *state, bool json, struct buf *out,
     return rc;
 }
 
+/* Not in this memory. While an instance moves to another one turns run on in the old one,
+ * which the master knows, too. */
+static int cancel_elsewhere(const struct shm *shm, const char *word, bool json,
+                            struct buf *out)
+{
+    struct buf text = BUF_INIT(ANSWER_MAX);
+    struct json_object *answer;
+    char request[80];
+
+    if (atomic_load(&shm->hdr->renewals) > 0) {
+        snprintf(request, sizeof(request), "cancel %s", word);
+        answer = ask(shm, request, &text);
+        buf_free(&text);
+        json_object_put(answer);
+        if (answer)
+            return tell(word, "asked, if it runs in the memory before this one", json,
+                        out, EXIT_STILL_RUNS);
+    }
+    fprintf(stderr,
+            "dacctl: turn %s is not in memory: it ended a while ago, or never was\n",
+            word);
+    return EXIT_NOT_DONE;
+}
+
 int dacctl_cancel(struct shm *shm, const char *word, bool json, struct buf *out)
 {
     struct buf text = BUF_INIT(ANSWER_MAX);
@@ -235,12 +259,8 @@ int dacctl_cancel(struct shm *shm, const char *word, bool json, struct buf *out)
                 word);
         return EXIT_NOT_DONE;
     }
-    if (!index_find_turn(shm, id.b, &ref)) {
-        fprintf(stderr,
-                "dacctl: turn %s is not in memory: it ended a while ago, or never was\n",
-                word);
-        return EXIT_NOT_DONE;
-    }
+    if (!index_find_turn(shm, id.b, &ref))
+        return cancel_elsewhere(shm, word, json, out);
     w = flight_load(shm, ref.index);
     if (flight_state_ended(w.state))
         return tell(word, state_name(w.state), json, out, 0);

@@ -195,6 +195,11 @@ void config_problems_free(struct config_problems *p);
  * says everything. DAC_E_NOMEM. */
 enum dac_err config_load(const char *path, const char *const *environ,
                          struct config **out, struct config_problems *problems) DAC_CHECK;
+/* The same for a service that runs: nothing is asked of others, such as who `user` is,
+ * which only a restart takes over (config_keep_fixed()). */
+enum dac_err config_load_again(const char *path, const char *const *environ,
+                               struct config **out,
+                               struct config_problems *problems) DAC_CHECK;
 /* The same for who looks at the configuration of a service from outside: a credential
  * that only the service is given is a warning, and its key is left out. */
 enum dac_err config_look(const char *path, const char *const *environ,

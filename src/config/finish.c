@@ -88,7 +88,7 @@ static void finish_user(struct load *l)
     struct passwd pw, *found = NULL;
     char text[16384];
 
-    if (!cfg->user || geteuid() != 0)
+    if (!cfg->user || geteuid() != 0 || l->again)
         return;
     if (getpwnam_r(cfg->user, &pw, text, sizeof(text), &found) != 0 || !found) {
         problem_add(l->problems, AT(load_origin(cfg->origin, "server", "user")),

@@ -245,12 +245,16 @@ static const struct parser_events events = {on_section, on_setting, on_problem,
 
 /* --- the whole ---------------------------------------------------------------------- */
 
-static enum dac_err load(const char *path, const char *const *environ, bool outside,
-                         struct config **out, struct config_problems *problems)
+enum purpose { FOR_THE_START, FOR_A_RELOAD, FROM_OUTSIDE };
+
+static enum dac_err load(const char *path, const char *const *environ,
+                         enum purpose purpose, struct config **out,
+                         struct config_problems *problems)
 {
     struct load l = {.problems = problems,
                      .file = path ? path : CONFIG_DEFAULT_PATH,
-                     .outside = outside};
+                     .outside = purpose == FROM_OUTSIDE,
+                     .again = purpose == FOR_A_RELOAD};
     size_t errors = problems->errors;
     enum dac_err rc = DAC_OK;
 
@@ -286,13 +290,19 @@ static enum dac_err load(const char *path, const char *const *environ, bool outs
 enum dac_err config_load(const char *path, const char *const *environ,
                          struct config **out, struct config_problems *problems)
 {
-    return load(path, environ, false, out, problems);
+    return load(path, environ, FOR_THE_START, out, problems);
 }
 
 enum dac_err config_look(const char *path, const char *const *environ,
                          struct config **out, struct config_problems *problems)
 {
-    return load(path, environ, true, out, problems);
+    return load(path, environ, FROM_OUTSIDE, out, problems);
+}
+
+enum dac_err config_load_again(const char *path, const char *const *environ,
+                               struct config **out, struct config_problems *problems)
+{
+    return load(path, environ, FOR_A_RELOAD, out, problems);
 }
 
 /* A provider that has nothing but its name. */

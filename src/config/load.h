@@ -15,6 +15,7 @@ struct load {
     const char *folder; /* where its relative paths start; NULL: the working directory */
     bool nomem;         /* seen once, the load fails in the end */
     bool outside;       /* the service is another process */
+    bool again; /* the service runs: what only a restart takes over is not looked up */
     const char *credentials; /* $CREDENTIALS_DIRECTORY, or NULL */
 
     /* Where the INI parser is. */

@@ -209,6 +209,14 @@ static bool can_ask(const struct local_flight *lf)
     return (lf->question || lf->cursor.offset > 0) && anyone_can(lf);
 }
 
+/* After a reload not every worker knows the same ones. */
+static bool knows_provider(const struct local_flight *lf)
+{
+    const struct shm_flight *f = flight_at(lf->fl->shm, lf->ref.index);
+
+    return config_provider_at(lf->fl->config, atomic_load(&f->provider)) != NULL;
+}
+
 /* Whether anybody at all may take it over; if not, the recorder ends it by itself. */
 static bool may_be_taken(const struct local_flight *lf, struct flight_word w)
 {
@@ -228,7 +236,7 @@ void takeover_try(struct local_flight *lf)
 
     if (lf->fetch || !may_be_taken(lf, w))
         return;
-    bool able = can_ask(lf) && !fl->cutting;
+    bool able = can_ask(lf) && !fl->cutting && knows_provider(lf);
     if (flight_decline(fl->shm, lf->ref.index, !able))
         wake_recorder(fl->shm, lf->ref.index);
     if (!able || !is_unfinished(lf))

@@ -118,8 +118,11 @@ enum dac_err control_open(struct control *c, const struct config *cfg,
 nfds_t control_fds(const struct control *c, struct pollfd *fds)
 {
     nfds_t n = 0;
+    bool room = false;
 
-    if (c->fd >= 0)
+    for (size_t i = 0; i < CONTROL_CLIENTS; i++)
+        room = room || c->clients[i].fd < 0;
+    if (c->fd >= 0 && room && c->accept_at_ns == 0)
         fds[n++] = (struct pollfd){.fd = c->fd, .events = POLLIN};
     for (size_t i = 0; i < CONTROL_CLIENTS; i++)
         if (c->clients[i].fd >= 0)
@@ -194,8 +197,8 @@ static void cancel(struct control *c, struct control_client *x, const char *text
         answer_text(x, false, "error", "cancel needs the id of a turn");
         return;
     }
-    for (struct generation *g = generation_next(c->gens, NULL); g;
-         g = generation_next(c->gens, g)) {
+    FOR_EACH_GENERATION(g, c->gens)
+    {
         live_ask_cancel(&g->shm, id.b);
         wake_kick(&g->shm);
     }
@@ -206,7 +209,9 @@ static void cancel(struct control *c, struct control_client *x, const char *text
 static void handle(struct control *c, struct control_client *x)
 {
     log_debug(0, "control: %s", x->line);
-    if (strcmp(x->line, "reload") == 0) {
+    if (strcmp(x->line, "reload") == 0 && c->reload->stopped) {
+        answer_text(x, false, "error", "the service stops");
+    } else if (strcmp(x->line, "reload") == 0) {
         log_info(0, "control: asked to reload");
         reload_ask(c->reload);
         /* One that is under way has begun with what was there before. */
@@ -221,6 +226,16 @@ static void handle(struct control *c, struct control_client *x)
         answer_text(x, false, "error",
                     "unknown request; there are reload, drain and cancel TURN");
     }
+}
+
+/* Of one who waits for a reload's end. */
+static void look_whether_gone(struct control_client *x)
+{
+    char byte;
+    ssize_t n = recv(x->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR))
+        drop(x);
 }
 
 static void read_request(struct control *c, struct control_client *x)
@@ -257,15 +272,20 @@ static void accept_some(struct control *c, uint64_t now_ns)
             continue;
         x->fd =
             accept4(c->fd, (struct sockaddr *)&peer, &len, SOCK_CLOEXEC | SOCK_NONBLOCK);
-        if (x->fd < 0)
+        if (x->fd < 0) {
+            if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+                c->accept_at_ns = now_ns + NS_PER_S;
             return;
+        }
         x->since_ns = now_ns;
     }
 }
 
 void control_step(struct control *c, uint64_t now_ns)
 {
-    if (c->fd >= 0)
+    if (now_ns >= c->accept_at_ns)
+        c->accept_at_ns = 0;
+    if (c->fd >= 0 && c->accept_at_ns == 0)
         accept_some(c, now_ns);
     for (size_t i = 0; i < CONTROL_CLIENTS; i++) {
         struct control_client *x = &c->clients[i];
@@ -276,6 +296,8 @@ void control_step(struct control *c, uint64_t now_ns)
             read_request(c, x);
         else if (c->reload->number >= x->reload && c->reload->outcome != RELOAD_UNDER_WAY)
             answer_reload(x, c->reload);
+        else
+            look_whether_gone(x);
         if (x->fd >= 0 && x->reload == 0 && now_ns - x->since_ns > ASK_MAX_NS)
             drop(x);
     }

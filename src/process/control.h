@@ -43,6 +43,7 @@ struct control {
     struct reload *reload; /* borrowed */
     struct generations *gens;
     bool drain_asked;
+    uint64_t accept_at_ns; /* not before, after a failure */
 };
 
 /* Opens the socket that the configuration names, or by default /run/dac/NAME.sock, which

@@ -47,6 +47,10 @@ struct generations {
 
 /* The first generation in use, or the one after `g`; NULL: no more. */
 struct generation *generation_next(struct generations *gens, struct generation *g);
+/* Each one that is in use, in turn. */
+#define FOR_EACH_GENERATION(g, gens)                                                     \
+    for (struct generation *g = generation_next((gens), NULL); g;                        \
+         g = generation_next((gens), g))
 
 /* What a segment of this instance is made of; pointers lead into it and to the borrowed
  * configuration. `before`: the segment that it is to follow, whose providers keep their

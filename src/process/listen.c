@@ -335,16 +335,27 @@ enum dac_err listeners_open(const struct config *cfg, uint64_t wait_ns,
     return DAC_E_SYS;
 }
 
-/* Whether an address that is in use is so by this instance itself, on the same port: of
- * all interfaces in place of one, or the other way round. */
+static bool is_any(const struct sockaddr_storage *a)
+{
+    if (a->ss_family == AF_INET)
+        return ((const struct sockaddr_in *)(const void *)a)->sin_addr.s_addr ==
+               INADDR_ANY;
+    return IN6_IS_ADDR_UNSPECIFIED(
+        &((const struct sockaddr_in6 *)(const void *)a)->sin6_addr);
+}
+
+/* Whether an address that is in use is so by this instance itself: of all interfaces in
+ * place of one on the same port, or the other way round. */
 static bool is_in_own_use(const struct listeners *old, const struct config_address *a)
 {
     const struct sockaddr_in *in = (const void *)&a->addr; /* the port is in one place */
 
     for (size_t i = 0; i < old->count && errno == EADDRINUSE && !is_unix(a); i++) {
-        const struct sockaddr_in *other = (const void *)&old->items[i].addr;
+        const struct sockaddr_storage *other = &old->items[i].addr;
 
-        if (other->sin_family != AF_UNIX && other->sin_port == in->sin_port)
+        if (other->ss_family == a->addr.ss_family &&
+            ((const struct sockaddr_in *)(const void *)other)->sin_port == in->sin_port &&
+            (is_any(other) || is_any(&a->addr)))
             return true;
     }
     return false;

@@ -57,11 +57,6 @@ struct master {
     int exit_code;
 };
 
-/* Each generation that is in use, in turn. */
-#define FOR_EACH_GENERATION(g, m)                                                        \
-    for (struct generation *g = generation_next(&(m)->gens, NULL); g;                    \
-         g = generation_next(&(m)->gens, g))
-
 static const struct config *config_of(const struct master *m)
 {
     return m->reload.now->config;
@@ -77,12 +72,12 @@ static void begin_stop(struct master *m, uint64_t now_ns)
     notify_send("STOPPING=1");
     m->stopping = true;
     reload_stop(&m->reload);
-    FOR_EACH_GENERATION(g, m)
+    FOR_EACH_GENERATION(g, &m->gens)
     workers += supervise_alive(&g->sup, SLOT_WORKER);
     log_info(0, "stopping: %" PRIu32 " workers have %.0f s to end their streams", workers,
              (double)config_of(m)->drain_timeout_ns / (double)NS_PER_S);
     listeners_remove(&m->reload.now->listeners);
-    FOR_EACH_GENERATION(g, m)
+    FOR_EACH_GENERATION(g, &m->gens)
     generation_drain(g, true, now_ns);
 }
 
@@ -92,7 +87,7 @@ static void stop_now(struct master *m, uint64_t now_ns)
         return;
     log_warn(0, "stopping at once");
     m->hurry = true;
-    FOR_EACH_GENERATION(g, m)
+    FOR_EACH_GENERATION(g, &m->gens)
     generation_hurry(g, now_ns);
 }
 
@@ -101,7 +96,7 @@ static bool is_over(struct master *m)
 {
     bool unstored = m->renewal.unstored;
 
-    FOR_EACH_GENERATION(g, m)
+    FOR_EACH_GENERATION(g, &m->gens)
     {
         if (g->phase != GENERATION_OVER)
             return false;
@@ -158,7 +153,7 @@ static void wait_for_events(struct master *m)
     uint64_t wait_ns;
     nfds_t n = 1 + control_fds(&m->control, fds + 1);
 
-    FOR_EACH_GENERATION(g, m)
+    FOR_EACH_GENERATION(g, &m->gens)
     {
         fds[n++] = (struct pollfd){.fd = g->sup.report_read, .events = POLLIN};
         if (supervise_next_start(&g->sup) < until)
@@ -179,7 +174,7 @@ static void reap(struct master *m, uint64_t now_ns)
     int status;
 
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
-        FOR_EACH_GENERATION(g, m)
+        FOR_EACH_GENERATION(g, &m->gens)
         {
             if (supervise_reaped(&g->sup, pid, status, now_ns))
                 break;
@@ -211,7 +206,7 @@ static void step(struct master *m, uint64_t now_ns)
         m->exit_code = EXIT_FATAL;
         begin_stop(m, now_ns);
     }
-    FOR_EACH_GENERATION(g, m)
+    FOR_EACH_GENERATION(g, &m->gens)
     generation_step(g, now_ns);
     if (m->stopping)
         return;
@@ -231,7 +226,7 @@ static void tick(struct master *m, uint64_t now_ns)
 {
     if (now_ns < m->next_tick_ns)
         return;
-    FOR_EACH_GENERATION(g, m)
+    FOR_EACH_GENERATION(g, &m->gens)
     supervise_tick(&g->sup);
     renew_tick(&m->renewal, now_ns);
     systemd_tick(&m->systemd, m->gens.serving, m->stopping);
@@ -244,12 +239,12 @@ static void loop(struct master *m)
     uint64_t now = clock_now_ns();
 
     while (!m->stopping || !is_over(m)) {
-        FOR_EACH_GENERATION(g, m)
+        FOR_EACH_GENERATION(g, &m->gens)
         supervise_start(&g->sup, now);
         wait_for_events(m);
         now = clock_now_ns();
         read_signals(m, now);
-        FOR_EACH_GENERATION(g, m)
+        FOR_EACH_GENERATION(g, &m->gens)
         supervise_read_reports(&g->sup);
         reap(m, now);
         tick(m, now);
@@ -347,7 +342,7 @@ static void forget_others(void *arg, const struct supervisor *s,
     for (size_t i = 0; i < DAC_ARRAY_LEN(all); i++)
         if (all[i] && &all[i]->listeners != own)
             listeners_drop(&all[i]->listeners, own, false);
-    FOR_EACH_GENERATION(g, m)
+    FOR_EACH_GENERATION(g, &m->gens)
     {
         if (&g->sup == s)
             continue;
@@ -384,6 +379,7 @@ static enum dac_err start(struct master *m, bool replaced)
                                          .in_child = forget_others,
                                          .in_child_arg = m};
     m->renewal.gens = m->reload.gens = &m->gens;
+    m->reload.renewal = &m->renewal;
     m->renewal.parts = m->reload.parts = &m->parts;
     e = generation_start(m->gens.serving, &m->parts, clock_now_ns());
     if (e != DAC_OK) {

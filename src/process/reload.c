@@ -134,10 +134,8 @@ static void publish(struct reload *r, const struct config *cfg)
     uint64_t words[CONFIG_LIVE_MAX];
     size_t n = config_live_words(cfg, words);
 
-    for (struct generation *g = generation_next(r->gens, NULL); g;
-         g = generation_next(r->gens, g)) {
-        if (!g->shm.hdr)
-            continue;
+    FOR_EACH_GENERATION(g, r->gens)
+    {
         live_publish(&g->shm, words, n);
         for (size_t i = 0; i < cfg->provider_count; i++) {
             const struct config_provider *p = &cfg->providers[i];
@@ -145,8 +143,10 @@ static void publish(struct reload *r, const struct config *cfg)
             pacer_set_limits(&g->shm, p->slot, p->rps, p->burst, p->concurrency);
         }
         supervise_configure(&g->sup);
-        wake_kick(&g->shm);
     }
+    renew_share_limits(r->renewal, clock_now_ns());
+    FOR_EACH_GENERATION(g, r->gens)
+    wake_kick(&g->shm);
     log_set_level((enum log_level)cfg->log_level);
     log_set_format((enum log_format)cfg->log_format);
 }
@@ -174,9 +174,8 @@ static void take_values(struct config *to, const struct config *from)
 /* Nobody else has the old one: children have copies. */
 static void replace_config(struct reload *r, struct config *cfg)
 {
-    for (struct generation *g = generation_next(r->gens, NULL); g;
-         g = generation_next(r->gens, g))
-        g->sup.serving->config = cfg;
+    FOR_EACH_GENERATION(g, r->gens)
+    g->sup.serving->config = cfg;
     r->parts->config = cfg;
     config_free(r->now->config);
     r->now->config = cfg;
@@ -193,26 +192,32 @@ static void free_running(struct running *x)
     free(x);
 }
 
-/* A number for each provider. Names stay for the life of the segment. */
-static bool number_providers(struct reload *r, struct config *cfg)
+/* Names stay for the life of the segment, so there must be room for all that are new. */
+static bool have_numbers(struct reload *r, const struct config *cfg)
 {
+    const struct shm *shm = &r->gens->serving->shm;
+    uint32_t n = atomic_load(&shm->hdr->provider_count);
+
+    for (size_t i = 0; i < cfg->provider_count; i++)
+        n += pacer_find(shm, cfg->providers[i].name) == PACER_NONE;
+    if (n <= SHM_PROVIDERS_MAX)
+        return true;
+    refuse(r, "there were too many names of providers since the start; only a restart "
+              "makes room for others");
+    return false;
+}
+
+static void number_providers(struct reload *r, struct config *cfg)
+{
+    struct shm *shm = &r->gens->serving->shm;
+
     for (size_t i = 0; i < cfg->provider_count; i++) {
         struct config_provider *p = &cfg->providers[i];
-        struct shm *shm = &r->gens->serving->shm;
         bool is_new = pacer_find(shm, p->name) == PACER_NONE;
 
-        if (pacer_name(shm, p->name, &p->slot) != DAC_OK) {
-            report(r,
-                   "[provider %s] is one name too many since the start, of %u; only a "
-                   "restart makes room for others",
-                   p->name, SHM_PROVIDERS_MAX);
-            refuse(r, "too many names of providers since the start");
-            return false;
-        }
-        if (is_new)
+        if (pacer_name(shm, p->name, &p->slot) == DAC_OK && is_new)
             pacer_set_limits(shm, p->slot, p->rps, p->burst, p->concurrency);
     }
-    return true;
 }
 
 static void bring(struct reload *r, struct config *cfg, uint64_t now_ns)
@@ -229,6 +234,7 @@ static void bring(struct reload *r, struct config *cfg, uint64_t now_ns)
         free(next);
         return;
     }
+    number_providers(r, cfg);
     r->coming = next;
     r->coming_ns = now_ns;
     supervise_bring(&r->gens->serving->sup, cfg, &next->listeners);
@@ -241,6 +247,7 @@ static void did_not_come(struct reload *r, const char *why)
     DAC_ASSERT(!r->leaving);
     r->leaving = r->coming; /* until the last of them is reaped */
     r->coming = NULL;
+    r->dismissed = true;
     refuse(r, why);
 }
 
@@ -289,7 +296,7 @@ static struct config *load(struct reload *r)
     enum dac_err e = DAC_E_NOMEM;
 
     if (problems) {
-        e = config_load(r->path, (const char *const *)environ, &cfg, problems);
+        e = config_load_again(r->path, (const char *const *)environ, &cfg, problems);
         reload_log_problems(problems);
         report_problems(r, problems);
         config_problems_free(problems);
@@ -336,7 +343,7 @@ static void begin(struct reload *r, bool calm, uint64_t now_ns)
         wait_for_old(r, cfg);
         return;
     }
-    if (!number_providers(r, cfg)) {
+    if (!have_numbers(r, cfg)) {
         config_free(cfg);
         return;
     }
@@ -344,6 +351,7 @@ static void begin(struct reload *r, bool calm, uint64_t now_ns)
         bring(r, cfg, now_ns);
         return;
     }
+    number_providers(r, cfg);
     replace_config(r, cfg);
     log_info(0, "reloaded: %zu values have changed in place", found.in_place);
     report(r,
@@ -370,22 +378,27 @@ void reload_step(struct reload *r, bool calm, uint64_t now_ns)
     if (alone && r->leaving) {
         free_running(r->leaving);
         r->leaving = NULL;
-        if (r->outcome != RELOAD_REFUSED)
+        if (!r->dismissed)
             log_info(0, "the old workers have ended");
+        r->dismissed = false;
     }
     if (r->coming)
         step_coming(r, now_ns);
-    else if (r->asked || (r->again && alone && calm))
+    else if (!r->dismissed && (r->asked || (r->again && alone && calm)))
         begin(r, calm, now_ns);
 }
 
 void reload_stop(struct reload *r)
 {
-    r->asked = r->again = false;
-    if (r->outcome == RELOAD_UNDER_WAY && r->number > 0) {
+    r->stopped = true;
+    if (r->asked || (r->outcome == RELOAD_UNDER_WAY && r->number > 0)) {
+        r->number += r->asked; /* who has asked for it is told as well */
         report(r, "refused: the service stops");
         r->outcome = RELOAD_REFUSED;
     }
+    r->asked = r->again = false;
+    if (r->coming)
+        listeners_drop(&r->coming->listeners, &r->now->listeners, true);
 }
 
 void reload_free(struct reload *r)

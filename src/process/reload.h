@@ -19,6 +19,7 @@
 
 #include "base/bytes.h"
 #include "process/generation.h"
+#include "process/renew.h"
 
 /* A configuration in effect with its sockets. */
 struct running {
@@ -37,12 +38,15 @@ struct reload {
     const char *path; /* of the configuration; borrowed */
     struct generations *gens;
     struct generation_parts *parts;
+    const struct renewal *renewal;
     struct running *now;     /* owned: what is in effect */
     struct running *coming;  /* owned: of the set that comes, else NULL */
     struct running *leaving; /* owned: of the set that leaves, else NULL */
     uint64_t coming_ns;      /* since when */
     bool again;              /* to be done once nobody leaves any more */
     bool asked;              /* to be begun at the next step */
+    bool dismissed;          /* `leaving` never came up and is being killed */
+    bool stopped;            /* the service stops */
     /* The last one. */
     uint32_t number; /* of reloads begun so far */
     enum reload_outcome outcome;

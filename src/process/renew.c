@@ -232,6 +232,13 @@ void renew_tick(struct renewal *r, uint64_t now_ns)
         take_over(r, now_ns);
 }
 
+void renew_share_limits(const struct renewal *r, uint64_t now_ns)
+{
+    if (r->phase == RENEWAL_LEAVING)
+        inherit_pacers(&r->gens->serving->shm, &r->gens->other->shm, now_ns,
+                       PACER_HOLD_NS);
+}
+
 uint64_t renew_next(const struct renewal *r, uint64_t now_ns)
 {
     return r->phase == RENEWAL_HANDOVER ? now_ns + HANDOVER_LOOK_NS : UINT64_MAX;

@@ -44,6 +44,9 @@ struct renewal {
 void renew_step(struct renewal *r, uint64_t now_ns);
 /* Every BEAT_NS: takes over what the old generation has counted and uses. */
 void renew_tick(struct renewal *r, uint64_t now_ns);
+/* Limits were set anew in all segments: what the old one uses of them is not the new
+ * one's to use. */
+void renew_share_limits(const struct renewal *r, uint64_t now_ns);
 /* When renew_step() wants to be called at the latest, UINT64_MAX: at the next tick. */
 uint64_t renew_next(const struct renewal *r, uint64_t now_ns);
 

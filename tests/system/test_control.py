@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import subprocess
+import time
 
 import pytest
 
@@ -171,6 +172,39 @@ def test_strangers_and_nonsense(dac, tmp_path):
         code, _, err = run(dac, "reload", **who)
         assert code != 0 and ("Permission" in err or "in the group" in err)
     assert answers(dac.port)[0]
+
+
+def cpu_s(pid):
+    with open(f"/proc/{pid}/stat") as f:
+        fields = f.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_the_master_rests_whatever_its_clients_do(dac):
+    """Those who left while they waited, and more than there is room for, cost nothing."""
+    path = str(dac.folder / "control.sock")
+    idle = [socket.socket(socket.AF_UNIX) for _ in range(16)]
+    before = cpu_s(dac.pid)
+    for i, s in enumerate(idle):
+        s.connect(path)
+        if i < 4:
+            s.sendall(b"reload\n")
+            s.close()
+    time.sleep(2)
+    assert cpu_s(dac.pid) - before < 0.5
+    for s in idle[4:]:
+        s.close()
+    assert run(dac, "reload")[0] == 0
+
+
+async def test_who_asks_to_reload_a_service_that_stops_is_told(dac, mock):
+    stream, _ = await running(dac, mock)
+    os.kill(dac.pid, signal.SIGTERM)
+    await asyncio.sleep(0.2)
+    code, _, err = await later(dac, "reload")
+    assert code == 1 and "the service stops" in err
+    await mock.open("go")
+    await stream.rest()
 
 
 def test_a_dead_master_s_socket_is_taken_over(make_dac):

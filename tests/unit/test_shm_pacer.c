@@ -150,6 +150,39 @@ START_TEST(raised_limits_have_effect_at_once)
 }
 END_TEST
 
+/* Calls above a limit that was lowered run on, and count. */
+START_TEST(a_lowered_limit_holds_at_once)
+{
+    uint32_t held[10], permit;
+    uint64_t wait;
+
+    pacer_set_limits(&shm, 0, 0, 1, 10);
+    for (int i = 0; i < 10; i++)
+        ck_assert_int_eq(take(0, &held[i], &wait), DAC_OK);
+    pacer_set_limits(&shm, 0, 0, 1, 3);
+    for (int i = 0; i < 7; i++) { /* the first ones: from 10 to 3 that run */
+        ck_assert_int_eq(take(0, &permit, &wait), DAC_E_AGAIN);
+        ck_assert_uint_eq(wait, UINT64_MAX);
+        pacer_give(&shm, 0, held[i], lead.ref);
+    }
+    ck_assert_uint_eq(pacer_in_flight(&shm, 0), 3);
+    ck_assert_int_eq(take(0, &permit, &wait), DAC_E_AGAIN);
+    pacer_give(&shm, 0, held[7], lead.ref);
+    ck_assert_int_eq(take(0, &permit, &wait), DAC_OK);
+    ck_assert_int_eq(take(0, &held[0], &wait), DAC_E_AGAIN);
+    pacer_give(&shm, 0, held[8], lead.ref);
+    pacer_give(&shm, 0, held[9], lead.ref);
+    ck_assert_int_eq(take(0, &held[0], &wait), DAC_OK);
+    ck_assert_int_eq(take(0, &held[1], &wait), DAC_OK);
+    ck_assert_int_eq(take(0, &held[2], &wait), DAC_E_AGAIN);
+    ck_assert_uint_eq(pacer_in_flight(&shm, 0), 3);
+    ck_assert_uint_eq(atomic_load(&shm.pacers[0].above), 0);
+    pacer_set_limits(&shm, 0, 0, 1, 4); /* and raised */
+    ck_assert_int_eq(take(0, &held[2], &wait), DAC_OK);
+    ck_assert_int_eq(take(0, &held[3], &wait), DAC_E_AGAIN);
+}
+END_TEST
+
 START_TEST(tokens_that_are_left)
 {
     uint64_t now = clock_now_ns(), wait;
@@ -336,6 +369,7 @@ int main(void)
     tcase_add_loop_test(t, gcra_is_a_token_bucket, 0, DAC_ARRAY_LEN(rates));
     tcase_add_test(t, no_rate_is_no_limit);
     tcase_add_test(t, rest_saves_a_burst_only);
+    tcase_add_test(t, a_lowered_limit_holds_at_once);
     tcase_add_test(t, tokens_that_are_left);
     tcase_add_test(t, raised_limits_have_effect_at_once);
     tcase_add_test(t, pause_only_grows);
