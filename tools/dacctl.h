@@ -32,6 +32,9 @@ int dacctl_cancel(struct shm *shm, const char *word, bool json, struct buf *out)
 size_t dacctl_text_problems(const struct shm *shm, struct buf *out);
 void dacctl_json_problems(const struct shm *shm, struct buf *out);
 void dacctl_text_overview(const struct shm *shm, struct buf *out);
+/* A pacer's limit in calls a second, 0: none; seconds for which it is paused yet. */
+double dacctl_rps(const struct shm_pacer *p);
+double dacctl_paused_s(const struct shm_pacer *p);
 /* Why a provider is paused; static text. */
 const char *dacctl_pause_reason(const struct shm_pacer *p);
 

@@ -48,20 +48,6 @@ static struct usage count(const struct shm *shm, uint32_t provider)
     return u;
 }
 
-static double paused_s(const struct shm_pacer *p, uint64_t now)
-{
-    uint64_t until = atomic_load(&p->paused_until_ns);
-
-    return until > now ? (double)(until - now) / (double)NS_PER_S : 0;
-}
-
-static double rps_of(const struct shm_pacer *p)
-{
-    uint64_t interval = atomic_load(&p->interval_ns);
-
-    return interval > 0 ? (double)NS_PER_S / (double)interval : 0;
-}
-
 static uint64_t burst_of(const struct shm_pacer *p)
 {
     uint64_t interval = atomic_load(&p->interval_ns);
@@ -73,8 +59,7 @@ static void text_pacer(const struct shm *shm, uint32_t i, struct buf *out)
 {
     const struct shm_pacer *p = &shm->pacers[i];
     struct usage u = count(shm, i);
-    uint64_t now = clock_now_ns();
-    uint32_t tokens = pacer_tokens(shm, i, now);
+    uint32_t tokens = pacer_tokens(shm, i, clock_now_ns());
 
     buf_printf(out, "%.31s\n", shm->hdr->provider_names[i]);
     if (tokens == UINT32_MAX)
@@ -83,7 +68,7 @@ static void text_pacer(const struct shm *shm, uint32_t i, struct buf *out)
         buf_printf(out,
                    "  rate       %.6g calls a second, bursts of %" PRIu64 "; %" PRIu32
                    " may start now\n",
-                   rps_of(p), burst_of(p), tokens);
+                   dacctl_rps(p), burst_of(p), tokens);
     buf_printf(out, "  calls      %" PRIu32 " of %" PRIu32, u.calls,
                atomic_load(&p->concurrency));
     for (uint32_t s = 0; s < SHM_SLOTS; s++)
@@ -92,8 +77,8 @@ static void text_pacer(const struct shm *shm, uint32_t i, struct buf *out)
                        u.by_slot[s], atomic_load(&shm->slots[s].ordinal),
                        atomic_load(&shm->slots[s].pid));
     buf_printf(out, "\n  waiting    %" PRIu32 " questions\n", u.waiting);
-    if (paused_s(p, now) > 0)
-        buf_printf(out, "  paused     for %.1f s: %s\n", paused_s(p, now),
+    if (dacctl_paused_s(p) > 0)
+        buf_printf(out, "  paused     for %.1f s: %s\n", dacctl_paused_s(p),
                    dacctl_pause_reason(p));
 }
 
@@ -102,12 +87,11 @@ static void json_pacer(const struct shm *shm, uint32_t i, struct buf *out)
     const struct shm_pacer *p = &shm->pacers[i];
     const char *name = shm->hdr->provider_names[i], *comma = "";
     struct usage u = count(shm, i);
-    uint64_t now = clock_now_ns();
-    uint32_t tokens = pacer_tokens(shm, i, now);
+    uint32_t tokens = pacer_tokens(shm, i, clock_now_ns());
 
     buf_puts(out, "{\"name\":");
     json_put_string(out, name, strnlen(name, sizeof(shm->hdr->provider_names[i])));
-    buf_printf(out, ",\"rps\":%.6g,\"burst\":%" PRIu64 ",\"tokens\":", rps_of(p),
+    buf_printf(out, ",\"rps\":%.6g,\"burst\":%" PRIu64 ",\"tokens\":", dacctl_rps(p),
                burst_of(p));
     if (tokens == UINT32_MAX)
         buf_puts(out, "null");
@@ -116,8 +100,9 @@ static void json_pacer(const struct shm *shm, uint32_t i, struct buf *out)
     buf_printf(out,
                ",\"concurrency\":%" PRIu32 ",\"calls\":%" PRIu32 ",\"waiting\":%" PRIu32
                ",\"paused_ms\":%.0f,\"pause_reason\":",
-               atomic_load(&p->concurrency), u.calls, u.waiting, paused_s(p, now) * 1000);
-    if (paused_s(p, now) > 0)
+               atomic_load(&p->concurrency), u.calls, u.waiting,
+               dacctl_paused_s(p) * 1000);
+    if (dacctl_paused_s(p) > 0)
         json_put_string(out, dacctl_pause_reason(p), strlen(dacctl_pause_reason(p)));
     else
         buf_puts(out, "null");

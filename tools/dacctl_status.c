@@ -73,14 +73,14 @@ static double seconds_since(uint64_t then_ns)
     return now > then_ns ? (double)(now - then_ns) / (double)NS_PER_S : 0;
 }
 
-static double pacer_rps(const struct shm_pacer *p)
+double dacctl_rps(const struct shm_pacer *p)
 {
     uint64_t interval = atomic_load(&p->interval_ns);
 
     return interval > 0 ? (double)NS_PER_S / (double)interval : 0;
 }
 
-static double pacer_paused_s(const struct shm_pacer *p)
+double dacctl_paused_s(const struct shm_pacer *p)
 {
     uint64_t until = atomic_load(&p->paused_until_ns);
     uint64_t now = clock_now_ns();
@@ -124,7 +124,7 @@ static void text_providers(const struct shm *shm, struct buf *out)
 
         buf_printf(out, "%-31.31s %11" PRIu32 " %11" PRIu32 " %8.3g %7.1f s\n",
                    shm->hdr->provider_names[i], pacer_in_flight(shm, i),
-                   atomic_load(&p->concurrency), pacer_rps(p), pacer_paused_s(p));
+                   atomic_load(&p->concurrency), dacctl_rps(p), dacctl_paused_s(p));
     }
 }
 
@@ -280,8 +280,8 @@ static void json_providers(const struct shm *shm, struct buf *out)
         buf_printf(out,
                    ",\"in_flight\":%" PRIu32 ",\"concurrency\":%" PRIu32
                    ",\"rps\":%.6g,\"paused_ms\":%.0f}",
-                   pacer_in_flight(shm, i), atomic_load(&p->concurrency), pacer_rps(p),
-                   pacer_paused_s(p) * 1000);
+                   pacer_in_flight(shm, i), atomic_load(&p->concurrency), dacctl_rps(p),
+                   dacctl_paused_s(p) * 1000);
     }
     buf_puts(out, "]");
 }

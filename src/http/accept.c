@@ -14,6 +14,7 @@
 #include "http/internal.h"
 
 #define WARN_EVERY_NS (10 * NS_PER_S)
+#define LAST_BATCHES  16 /* of one socket, before it is closed */
 
 static void pause_accepting(struct http_server *s, int err)
 {
@@ -60,25 +61,24 @@ void accept_tick(struct http_server *s)
         event_add(&l->ev, NULL);
 }
 
-static void on_acceptable(int fd, short what, void *arg)
+/* Whether more may wait. */
+static bool accept_batch(struct listener *l)
 {
-    struct listener *l = arg;
     struct http_server *s = l->server;
 
-    (void)what;
     for (int i = 0; i < HTTP_ACCEPT_BATCH; i++) {
         if (s->opt.may_accept && !s->opt.may_accept(s->opt.ctx)) {
             pause_accepting(s, 0);
-            return;
+            return false;
         }
-        int client = accept4(fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        int client = accept4(l->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (client >= 0) {
             s->stats.accepted++;
             conn_new(s, client, l->tcp);
             continue;
         }
         if (errno == EAGAIN || errno == EWOULDBLOCK)
-            return;
+            return false;
         /* Errors of the one connection, which is gone already; accept(2). */
         if (errno == EINTR || errno == ECONNABORTED || errno == EPROTO ||
             errno == EPERM || errno == ENETDOWN || errno == ENOPROTOOPT ||
@@ -86,8 +86,25 @@ static void on_acceptable(int fd, short what, void *arg)
             errno == EOPNOTSUPP || errno == ENETUNREACH || errno == ETIMEDOUT)
             continue;
         pause_accepting(s, errno);
-        return;
+        return false;
     }
+    return true;
+}
+
+static void on_acceptable(int fd, short what, void *arg)
+{
+    (void)fd;
+    (void)what;
+    (void)accept_batch(arg);
+}
+
+void http_server_accept_waiting(struct http_server *s)
+{
+    struct listener *l;
+
+    SLIST_FOREACH(l, &s->listeners, link)
+    for (int i = 0; i < LAST_BATCHES && !s->accept_paused && accept_batch(l); i++)
+        ;
 }
 
 static struct listener *find(struct http_server *s, int fd)

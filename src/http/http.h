@@ -97,6 +97,9 @@ void http_server_free(struct http_server *s);
  * 100 ms. */
 enum dac_err http_server_listen(struct http_server *s, int fd) DAC_CHECK;
 void http_server_unlisten(struct http_server *s, int fd);
+/* Accepts who waits in the kernel's queues now, before sockets are closed: closing would
+ * reset them. */
+void http_server_accept_waiting(struct http_server *s);
 
 /* Draining: stops all accepting, closes idle connections at once, lets running exchanges
  * end and closes each connection behind its current one ("Connection: close" where the

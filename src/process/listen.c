@@ -372,6 +372,25 @@ static enum dac_err add_ordinals(struct listener *l, uint32_t from, uint32_t ord
     return DAC_OK;
 }
 
+/* One address of all those that another one names. */
+static bool is_part_of(const struct listener *part, const struct sockaddr_storage *all)
+{
+    const struct sockaddr_in *a = (const void *)&part->addr, *b = (const void *)all;
+
+    return all->ss_family != AF_UNIX && part->addr.ss_family == all->ss_family &&
+           a->sin_port == b->sin_port && is_any(all) && !is_any(&part->addr);
+}
+
+/* What is served of all interfaces from now on was served of one: that one's sockets stay
+ * beside the others, for closing them would reset who is about to be accepted there. */
+static void keep_parts(const struct listeners *old, const struct sockaddr_storage *all,
+                       struct listeners *out)
+{
+    for (size_t i = 0; i < old->count && out->count < CONFIG_LISTEN_MAX; i++)
+        if (is_part_of(&old->items[i], all) && !find(out, &old->items[i].addr))
+            out->items[out->count++] = old->items[i];
+}
+
 enum dac_err listeners_prepare(const struct listeners *old, const struct config *cfg,
                                struct listeners *out, char *why, size_t n)
 {
@@ -401,6 +420,8 @@ enum dac_err listeners_prepare(const struct listeners *old, const struct config 
             return e;
         }
     }
+    for (size_t i = 0; i < cfg->listen.count; i++)
+        keep_parts(old, &cfg->listen.items[i].addr, out);
     return DAC_OK;
 }
 

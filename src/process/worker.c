@@ -87,6 +87,8 @@ static void choose_sockets(struct worker *w, uint64_t now_ns)
         for (uint32_t o = 0; o < ordinals; o++) {
             int fd = l->items[i].fds[o];
 
+            if (fd < 0)
+                continue;
             if (!l->items[i].shared && !accepts_for(w, o, now_ns))
                 http_server_unlisten(w->server, fd);
             else if (http_server_listen(w->server, fd) != DAC_OK)
@@ -172,6 +174,8 @@ static void begin_drain(struct worker *w)
         return;
     w->draining_ns = clock_now_ns();
     slot_set_state(w->shm, SLOT_DRAINING);
+    if (!atomic_load(&w->shm->hdr->draining))
+        http_server_accept_waiting(w->server); /* an address may be about to go */
     log_info(0, "draining: %zu connections", http_server_connections(w->server));
     for (size_t i = 0; i < l->count; i++) {
         w->sockets_stay = w->sockets_stay || l->items[i].passed;

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import threading
 import time
 
 import pytest
@@ -247,11 +248,40 @@ async def test_addresses_come_and_go(dac, tmp_path):
     until(lambda: not answers(before, 0.5)[0], "the address that went")
     assert all(answers(new)[0] for _ in range(10)) and not path.exists()
     settled(dac, 4)
-    dac.sections["server"]["listen"] = f"0.0.0.0:{new}"  # of all interfaces in place of one
+    dac.sections["server"].update(listen=f"0.0.0.0:{new}", workers=6)  # of all interfaces in place of one
     dac.reload()
-    assert all(answers(new)[0] for _ in range(10))
+    assert all(answers(new)[0] for _ in range(20))
+    settled(dac, 6)
+    assert all(answers(new)[0] for _ in range(20))
+    dac.sections["server"].update(listen=f"127.0.0.1:{new}", workers=4)  # and back
+    dac.reload()
     settled(dac, 4)
+    assert all(answers(new)[0] for _ in range(10))
+    assert "could not accept" not in dac.log
     dac.port = new
+
+
+async def test_nobody_is_reset_when_one_address_becomes_all(dac):
+    """Clients that come and go all the time, while the listening sockets change."""
+    stop, failed, asked = threading.Event(), [], [0]
+
+    def ask():
+        while not stop.is_set():
+            asked[0] += 1
+            if not answers(dac.port)[0]:
+                failed.append(time.monotonic())
+
+    askers = [threading.Thread(target=ask) for _ in range(4)]
+    for t in askers:
+        t.start()
+    for listen in (f"0.0.0.0:{dac.port}", f"127.0.0.1:{dac.port}") * 3:
+        dac.sections["server"]["listen"] = listen
+        await asyncio.get_running_loop().run_in_executor(None, dac.reload)
+        settled(dac, 4)
+    stop.set()
+    for t in askers:
+        t.join()
+    assert failed == [] and asked[0] > 100, (len(failed), asked)
 
 
 async def test_new_workers_wait_for_old_ones(dac, mock):

@@ -7,7 +7,7 @@ import pytest
 
 from lib.provider import say
 
-SMALL = {"memory": {"shm_size": "4m", "max_flights": "64"}, "flight": {"flight_max_bytes": "2m"}}
+SMALL = {"memory": {"shm_size": "4380k", "max_flights": "64"}, "flight": {"flight_max_bytes": "2m"}}
 
 
 @pytest.mark.smoke
