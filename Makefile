@@ -345,6 +345,9 @@ install: all ## install into $(DESTDIR)$(prefix)
 	install -d $(DESTDIR)$(datadir)/dac
 	install -m 644 $(RUNBOOK_DATA) $(DESTDIR)$(datadir)/dac
 	install -m 755 $(RUNBOOK_SCRIPTS) $(DESTDIR)$(datadir)/dac
+	install -d $(DESTDIR)$(datadir)/dac/examples
+	install -m 644 etc/nginx/dac.conf $(DESTDIR)$(datadir)/dac/examples/nginx.conf
+	install -m 644 etc/haproxy/dac.cfg $(DESTDIR)$(datadir)/dac/examples/haproxy.cfg
 	install -d $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man5 $(DESTDIR)$(mandir)/man7 \
 	    $(DESTDIR)$(mandir)/man8
 	install -m 644 docs/man/*.1 $(DESTDIR)$(mandir)/man1

@@ -6,7 +6,7 @@
 #   tools/install-deps.sh check      the same, the linters and the test environment in .venv
 #   tools/install-deps.sh demo       compiler and libraries, and the demo's Debian packages
 #   tools/install-deps.sh system     only the Debian packages of `check`
-#   tools/install-deps.sh venv       only .venv (Python and Node packages, promtool)
+#   tools/install-deps.sh venv       only .venv (Python and Node packages, promtool, nginx, HAProxy)
 #   tools/install-deps.sh model-checker   compiler and spin, for tests/model
 #   tools/install-deps.sh package    compiler, libraries and what builds the Debian package
 #   tools/install-deps.sh ttft       compiler, libraries and curl, for ttft-check
@@ -30,6 +30,7 @@ systemd_packages="mmdebstrap systemd-container util-linux zstd"
 model_checker_packages="build-essential spin"
 node_packages="openai@7.57.0"
 promtool_package=prometheus
+front_packages='nginx haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1'
 
 say() {
     printf 'deps: %s\n' "$*" >&2
@@ -79,7 +80,7 @@ lock_folder() {
 
 install_venv() {
     lock_folder .venv
-    stamp=$(cksum tools/requirements-check.txt; echo "$node_packages $promtool_package $PWD")
+    stamp=$(cksum tools/requirements-check.txt; echo "$node_packages $promtool_package $front_packages $PWD")
     if [ "$(cat .venv/.stamp 2>/dev/null)" = "$stamp" ]; then
         exec 9>&-
         return 0
@@ -106,33 +107,47 @@ install_venv() {
             --cache "$PWD/../npm-cache" $node_packages </dev/null >&2
     )
     rm -rf .venv/npm-cache
-    install_promtool
+    install_programs
     printf '%s\n' "$stamp" >.venv/.stamp
     exec 9>&-
     say ".venv is ready"
 }
 
-# Of Debian's package only the one program of it (48 MB), which checks metrics and rules:
-# the rest is a server that would be started, and 14 packages of its web pages.
-install_promtool() {
-    [ ! -x .venv/bin/promtool ] || return 0
+# Of Debian's packages only their programs, which tests use: the packages themselves would start
+# servers, or bring a web's worth of pages.
+#
+#   unpack FOLDER PATTERN PACKAGE...     what matches in them goes to .venv/FOLDER
+unpack() {
+    folder=$1
+    pattern=$2
+    shift 2
+    [ ! -e ".venv/$folder/.whole" ] || return 0
     if ! command -v apt-get >/dev/null 2>&1; then
-        say "no apt-get here: put promtool into .venv/bin by your system's own means"
+        say "no apt-get here: the programs of $* are left out"
         return 0
     fi
-    say "getting promtool out of Debian's package $promtool_package"
-    rm -rf .venv/promtool
-    mkdir -p .venv/promtool
+    say "getting programs out of Debian's packages $*"
+    rm -rf ".venv/$folder"
+    mkdir -p ".venv/$folder"
     (
-        cd .venv/promtool
-        apt-get -q download "$promtool_package" >/dev/null 2>&1 || {
+        cd ".venv/$folder"
+        apt-get -q download "$@" >/dev/null 2>&1 || {
             as_root apt-get -q -o DPkg::Lock::Timeout=300 update >&2
-            apt-get -q download "$promtool_package" >&2
+            apt-get -q download "$@" >&2
         }
-        dpkg-deb --fsys-tarfile "$promtool_package"_*.deb | tar -x ./usr/bin/promtool
-        mv usr/bin/promtool ../bin/promtool
+        for package in *.deb; do
+            dpkg-deb --fsys-tarfile "$package" | tar -x --wildcards "$pattern" || exit 1
+            rm "$package"
+        done
+        touch .whole
     )
-    rm -rf .venv/promtool
+}
+
+install_programs() {
+    unpack promtool './usr/bin/promtool' "$promtool_package"
+    ln -sf ../promtool/usr/bin/promtool .venv/bin/promtool
+    # shellcheck disable=SC2086
+    unpack fronts './usr/*/*' $front_packages
 }
 
 install_model() {
