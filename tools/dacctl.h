@@ -32,6 +32,8 @@ int dacctl_cancel(struct shm *shm, const char *word, bool json, struct buf *out)
 size_t dacctl_text_problems(const struct shm *shm, struct buf *out);
 void dacctl_json_problems(const struct shm *shm, struct buf *out);
 void dacctl_text_overview(const struct shm *shm, struct buf *out);
+/* Whether its master is there, as far as one may know. */
+bool dacctl_master_alive(const struct shm *shm);
 /* A pacer's limit in calls a second, 0: none; seconds for which it is paused yet. */
 double dacctl_rps(const struct shm_pacer *p);
 double dacctl_paused_s(const struct shm_pacer *p);

@@ -7,7 +7,6 @@
 #include <inttypes.h>
 #include <json-c/json.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -150,8 +149,7 @@ static bool is_gone(const struct shm *shm)
     char path[sizeof("/dev/shm/") + SHM_NAME_SIZE];
 
     snprintf(path, sizeof(path), "/dev/shm/%.*s", SHM_NAME_SIZE, shm->hdr->name);
-    return access(path, F_OK) != 0 ||
-           (kill((pid_t)atomic_load(&shm->hdr->master_pid), 0) != 0 && errno == ESRCH);
+    return access(path, F_OK) != 0 || !dacctl_master_alive(shm);
 }
 
 static void show_progress(const struct shm *shm)

@@ -2,10 +2,8 @@
  * What an operator is to see first: each line says what is wrong, and where to look or
  * what to do. Every number is one load.
  */
-#include <errno.h>
 #include <stdarg.h>
 #include <inttypes.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -48,10 +46,9 @@ static void DAC_PRINTF(2, 3) problem(struct problems *p, const char *fmt, ...)
 
 static void look_at_master(struct problems *p, const struct shm *shm)
 {
-    pid_t pid = (pid_t)atomic_load(&shm->hdr->master_pid);
-
-    if (pid <= 0 || (kill(pid, 0) != 0 && errno == ESRCH))
-        problem(p, "the master (pid %d) is dead: start the service again", (int)pid);
+    if (!dacctl_master_alive(shm))
+        problem(p, "the master (pid %d) is dead: start the service again",
+                (int)atomic_load(&shm->hdr->master_pid));
     if (atomic_load(&shm->hdr->lock_lost))
         problem(
             p, "a lock of shared memory is lost: the master is renewing it, see its log");

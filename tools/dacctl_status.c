@@ -59,7 +59,7 @@ static const char *kind_name(uint32_t kind)
     return kind == SLOT_WORKER ? "worker" : kind == SLOT_RECORDER ? "recorder" : "?";
 }
 
-static bool master_alive(const struct shm *shm)
+bool dacctl_master_alive(const struct shm *shm)
 {
     pid_t pid = (pid_t)atomic_load(&shm->hdr->master_pid);
 
@@ -220,7 +220,7 @@ void dacctl_text_overview(const struct shm *shm, struct buf *out)
     buf_printf(out, "instance   %.63s, DAC %s%s\n", hdr->name, DAC_VERSION,
                atomic_load(&hdr->draining) ? ", stopping" : "");
     buf_printf(out, "master     pid %" PRIu32 "%s, ", atomic_load(&hdr->master_pid),
-               master_alive(shm) ? "" : " (dead)");
+               dacctl_master_alive(shm) ? "" : " (dead)");
     text_uptime(seconds_since(hdr->created_ns), out);
     buf_puts(out, "\n");
     text_deaths(shm, out);
@@ -320,7 +320,7 @@ static void json_status(const struct shm *shm, struct buf *out)
     buf_printf(out,
                ",\"master_pid\":%" PRIu32 ",\"master_alive\":%s,\"draining\":%s"
                ",\"uptime_s\":%.3f,\"restarts\":%" PRIu64 ",\"restarts_by\":",
-               atomic_load(&hdr->master_pid), master_alive(shm) ? "true" : "false",
+               atomic_load(&hdr->master_pid), dacctl_master_alive(shm) ? "true" : "false",
                atomic_load(&hdr->draining) ? "true" : "false",
                seconds_since(hdr->created_ns), shm_restarts_sum(shm));
     json_restarts(shm, out);

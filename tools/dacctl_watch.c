@@ -3,10 +3,8 @@
  * Both only look: turns are read from the ring of samples, rates are differences of
  * counters.
  */
-#include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,9 +35,7 @@ static bool wait_a_while(uint64_t ns)
 
 static bool is_over(const struct shm *shm)
 {
-    pid_t pid = (pid_t)atomic_load(&shm->hdr->master_pid);
-
-    return atomic_load(&shm->hdr->superseded) || (kill(pid, 0) != 0 && errno == ESRCH);
+    return atomic_load(&shm->hdr->superseded) || !dacctl_master_alive(shm);
 }
 
 /* Prints what is in `out` and empties it. */

@@ -40,19 +40,6 @@ static bool address_of(const char *path, struct sockaddr_un *out)
     return true;
 }
 
-/* Whether a master answers there; a socket that nobody has is left of a killed one. */
-static bool somebody_answers(const struct sockaddr_un *addr)
-{
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    bool answers =
-        fd >= 0 && (connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0 ||
-                    errno == EAGAIN);
-
-    if (fd >= 0)
-        close(fd);
-    return answers;
-}
-
 static enum dac_err make(struct control *c, const struct privileges *p)
 {
     struct sockaddr_un addr;
@@ -64,7 +51,7 @@ static enum dac_err make(struct control *c, const struct privileges *p)
         errno = EEXIST;
         return DAC_E_SYS;
     }
-    if (somebody_answers(&addr)) {
+    if (listen_unix_answers(&addr)) {
         errno = EADDRINUSE;
         return DAC_E_SYS;
     }

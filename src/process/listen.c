@@ -64,15 +64,15 @@ static int bind_tcp(const struct sockaddr_storage *addr, socklen_t len, bool reu
     return -1;
 }
 
-/* Whether somebody answers at a unix socket. */
-static bool unix_answers(const struct config_address *a)
+bool listen_unix_answers(const struct sockaddr_un *addr)
 {
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     bool answers;
 
     if (fd < 0)
         return true; /* not known, so it is left alone */
-    answers = connect(fd, sockaddr_of(a), a->len) == 0 || errno == EAGAIN;
+    answers =
+        connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0 || errno == EAGAIN;
     close(fd);
     return answers;
 }
@@ -96,7 +96,7 @@ static bool is_free(const struct config_address *a)
         errno = EEXIST;
         return false;
     }
-    if (unix_answers(a)) {
+    if (listen_unix_answers((const struct sockaddr_un *)&a->addr)) {
         errno = EADDRINUSE;
         return false;
     }

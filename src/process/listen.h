@@ -15,6 +15,7 @@
 
 #include <stdbool.h>
 #include <sys/types.h>
+#include <sys/un.h>
 
 #include "config/config.h"
 #include "shm/layout.h"
@@ -54,6 +55,9 @@ enum dac_err listeners_activate(const struct listeners *l) DAC_CHECK;
 /* Closes those of `l` that are not in `kept`. Any process; the master also removes the
  * names of unix sockets (`names`). */
 void listeners_drop(struct listeners *l, const struct listeners *kept, bool names);
+/* Whether somebody answers at a unix socket, or it cannot be known: one that nobody has
+ * is left of a killed process and may be replaced. Never waits. */
+bool listen_unix_answers(const struct sockaddr_un *addr);
 /* The first of the addresses that somebody listens on, or NULL. Master. */
 const char *listeners_in_use(const struct config *cfg);
 /* Closes this process's descriptors. Idempotent; any process. */

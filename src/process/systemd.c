@@ -43,16 +43,6 @@ static bool somebody_serves(const struct supervisor *s)
     return false;
 }
 
-static uint64_t restarts_of(const struct shm *shm)
-{
-    uint64_t sum = 0;
-
-    for (uint32_t kind = 0; kind < SHM_KINDS; kind++)
-        for (uint32_t reason = 0; reason < RESTART_REASON_COUNT; reason++)
-            sum += atomic_load(&shm->hdr->restarts[kind][reason]);
-    return sum;
-}
-
 static void describe(const struct generation *g, bool stopping, char *out, size_t n)
 {
     const struct shm *shm = &g->shm;
@@ -68,7 +58,7 @@ static void describe(const struct generation *g, bool stopping, char *out, size_
                  "%s%" PRIu32 " workers, %" PRIu64 " connections, %" PRIu64
                  " streams, %" PRIu64 " restarts",
                  stopping ? "Stopping: " : "", supervise_ready(&g->sup, SLOT_WORKER),
-                 connections, streams, restarts_of(shm));
+                 connections, streams, shm_restarts_sum(shm));
 
     if (len > 0 && (size_t)len < n && !atomic_load(&shm->hdr->store.up))
         snprintf(out + len, n - (size_t)len,
