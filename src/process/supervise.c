@@ -236,6 +236,7 @@ void supervise_read_reports(struct supervisor *s)
 {
     struct child_report r;
     struct child *c;
+    bool ready = false;
     char name[32];
 
     while (read(s->report_read, &r, sizeof(r)) == (ssize_t)sizeof(r)) {
@@ -244,12 +245,15 @@ void supervise_read_reports(struct supervisor *s)
         if (!c)
             continue;
         if (!r.fatal)
-            c->ready = true;
+            c->ready = ready = true;
         else if (is_coming(c))
             fail_set(c, r.text);
         else if (matters(c) && !s->fatal[0])
             snprintf(s->fatal, sizeof(s->fatal), "%s: %s", child_name(c, name), r.text);
     }
+    /* Those who accepted for it while it started are to leave its clients to it. */
+    if (ready)
+        wake_kick(s->shm);
 }
 
 /* --- reaping --------------------------------------------------------------------------

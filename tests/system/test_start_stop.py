@@ -14,6 +14,7 @@ import time
 import pytest
 
 from lib import procs
+from lib.asks import connected
 from lib.dacd import BUILD, Dacd
 from lib.provider import say
 from lib.service import answers, as_nobody, nobody, run_dacd, uid_of, until
@@ -32,6 +33,19 @@ def test_it_says_what_it_is_and_becomes_ready(make_dac):
     dac.stop()
     assert dac.stop_seconds < 2
     assert "stopped" in dac.log
+
+
+async def test_newcomers_right_after_the_start_go_to_all_workers(make_dac):
+    """Whoever is ready first accepts in the others' place, but no longer than they need."""
+    dac = make_dac(workers=6, start=False)
+    for _ in range(3):
+        dac.start()
+        connections = [await dac.connect() for _ in range(120)]
+        counts = await connected(dac, len(connections))
+        for c in connections:
+            c.close()
+        dac.stop()
+        assert min(counts) >= 4, f"clients per worker: {counts}"  # 20 +- 4 by chance
 
 
 @contextlib.contextmanager
