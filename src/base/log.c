@@ -10,6 +10,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,22 @@
 #define TEXT_MAX_BYTES 3072
 #define SAME_MESSAGES  16 /* that are counted at a time */
 #define SAME_TEXT_MAX  256
+
+/* What a line can be about, in the order it is told. */
+static const struct {
+    const char *name;
+    size_t at; /* of the pointer in struct log_about */
+} abouts[] = {
+    {"request", offsetof(struct log_about, request)},
+    {"turn", offsetof(struct log_about, turn)},
+    {"org", offsetof(struct log_about, org)},
+    {"trace", offsetof(struct log_about, trace)},
+};
+
+#define ABOUTS DAC_ARRAY_LEN(abouts)
+/* Of all that a line is about: a byte becomes four where it is escaped, and a backslash
+ * before that two. */
+#define TAIL_MAX_BYTES (ABOUTS * (LOG_ABOUT_MAX * 5 + 16))
 
 static const struct {
     const char *name;   /* in configuration */
@@ -45,7 +62,8 @@ static struct same {
     uint64_t since_ns;
     uint32_t written;
     uint32_t left_out;
-    char last[SAME_TEXT_MAX]; /* of those that were left out */
+    char last[SAME_TEXT_MAX];              /* of those that were left out */
+    char about[ABOUTS][LOG_ABOUT_MAX + 1]; /* what that was about */
 } same[SAME_MESSAGES];
 
 void log_set_level(enum log_level level)
@@ -99,12 +117,10 @@ static size_t printable(const char *s, size_t n)
     return 0;
 }
 
-/* Appends `n` bytes with control characters escaped; returns the new length, which leaves
- * at least 4 bytes of the line free. */
-static size_t put_escaped(char *line, size_t len, const char *s, size_t n)
+/* Appends `n` bytes with control characters escaped; returns the new length, at most
+ * `max`. */
+static size_t put_escaped(char *line, size_t len, size_t max, const char *s, size_t n)
 {
-    const size_t max = LINE_MAX_BYTES - 8;
-
     for (size_t i = 0; i < n;) {
         size_t whole = printable(s + i, n - i);
 
@@ -127,6 +143,71 @@ static size_t put_escaped(char *line, size_t len, const char *s, size_t n)
     return len;
 }
 
+/* Appends what is escaped for people already as the inside of a JSON string, up to `max`
+ * and "...". */
+static size_t put_quoted(char *line, size_t len, size_t max, const char *s, size_t n)
+{
+    for (size_t i = 0; i < n;) {
+        size_t whole = printable(s + i, n - i);
+
+        if (len + whole + 1 > max)
+            return len + (size_t)sprintf(line + len, "...");
+        if (s[i] == '"' || s[i] == '\\')
+            line[len++] = '\\';
+        memcpy(line + len, s + i, whole);
+        len += whole;
+        i += whole;
+    }
+    return len;
+}
+
+/* --- what a line is about ------------------------------------------------------------
+ */
+
+/* NULL where that is unknown. */
+static const char *about_value(const struct log_about *about, size_t i)
+{
+    const char *value = NULL;
+
+    if (about != NULL)
+        memcpy(&value, (const char *)about + abouts[i].at, sizeof(value));
+    return value != NULL && value[0] != '\0' ? value : NULL;
+}
+
+/* Writes the tail of a line, which tells what it is about; returns its length. */
+static size_t put_about(char tail[TAIL_MAX_BYTES], const struct log_about *about,
+                        bool json)
+{
+    char text[LOG_ABOUT_MAX * 4];
+    size_t len = 0;
+
+    for (size_t i = 0; i < ABOUTS; i++) {
+        const char *value = about_value(about, i);
+
+        if (value == NULL)
+            continue;
+        size_t n = strnlen(value, LOG_ABOUT_MAX + 1);
+        if (n > LOG_ABOUT_MAX)
+            n = utf8_complete_prefix(value, LOG_ABOUT_MAX);
+        n = put_escaped(text, 0, sizeof(text), value, n);
+        bool quotes =
+            json || memchr(text, ' ', n) || memchr(text, '"', n) || memchr(text, '=', n);
+        len += (size_t)sprintf(tail + len, json ? ",\"%s\":" : " %s=", abouts[i].name);
+        if (!quotes) {
+            memcpy(tail + len, text, n);
+            len += n;
+            continue;
+        }
+        tail[len++] = '"';
+        len = put_quoted(tail, len, TAIL_MAX_BYTES, text, n);
+        tail[len++] = '"';
+    }
+    return len;
+}
+
+/* --- writing -------------------------------------------------------------------------
+ */
+
 static size_t put_head(char *line, enum log_level level)
 {
     char time[32];
@@ -139,11 +220,12 @@ static size_t put_head(char *line, enum log_level level)
                             identity, (int)getpid());
 }
 
-/* The whole line but its end, of a message that is escaped for people already. */
-static size_t put_json(char *line, enum log_level level, const char *msg, size_t n)
+/* The whole line but its end; `msg` is escaped for people. */
+static size_t put_json(char *line, enum log_level level, const struct log_about *about,
+                       const char *msg, size_t n)
 {
-    const size_t max = LINE_MAX_BYTES - 16;
-    char time[32];
+    char time[32], tail[TAIL_MAX_BYTES];
+    size_t tail_len = put_about(tail, about, true);
     size_t len;
 
     clock_format_rfc3339(clock_wall_us(), time);
@@ -153,42 +235,46 @@ static size_t put_json(char *line, enum log_level level, const char *msg, size_t
         "\"message\":\"",
         getenv("JOURNAL_STREAM") ? levels[level].prefix : "", time, levels[level].name,
         identity, (int)getpid());
-    for (size_t i = 0; i < n;) {
-        size_t whole = printable(msg + i, n - i);
+    len = put_quoted(line, len, LINE_MAX_BYTES - 16 - tail_len, msg, n);
+    line[len++] = '"';
+    memcpy(line + len, tail, tail_len);
+    len += tail_len;
+    line[len++] = '}';
+    return len;
+}
 
-        if (len + whole + 1 > max) {
-            len += (size_t)sprintf(line + len, "...");
-            break;
-        }
-        if (msg[i] == '"' || msg[i] == '\\')
-            line[len++] = '\\';
-        memcpy(line + len, msg + i, whole);
-        len += whole;
-        i += whole;
+static size_t put_human(char *line, enum log_level level, const struct log_about *about,
+                        const char *msg, size_t n)
+{
+    char tail[TAIL_MAX_BYTES];
+    size_t tail_len = put_about(tail, about, false);
+    size_t len = put_head(line, level);
+    size_t room = LINE_MAX_BYTES - 8 - tail_len - len;
+    bool cut = n > room;
+
+    if (cut)
+        n = utf8_complete_prefix(msg, room - 4);
+    memcpy(line + len, msg, n);
+    len += n;
+    if (cut) {
+        memcpy(line + len, "...", 3);
+        len += 3;
     }
-    return len + (size_t)sprintf(line + len, "\"}");
+    memcpy(line + len, tail, tail_len);
+    return len + tail_len;
 }
 
 /* `msg` is escaped, n bytes of it. */
-static void write_line(enum log_level level, const char *msg, size_t n)
+static void write_line(enum log_level level, const struct log_about *about,
+                       const char *msg, size_t n)
 {
     char line[LINE_MAX_BYTES];
     size_t len;
 
-    if (atomic_load_explicit(&current_format, memory_order_relaxed) == LOG_FORMAT_JSON) {
-        len = put_json(line, level, msg, n);
-    } else {
-        len = put_head(line, level);
-        if (n > LINE_MAX_BYTES - 8 - len) {
-            n = utf8_complete_prefix(msg, LINE_MAX_BYTES - 12 - len);
-            memcpy(line + len, msg, n);
-            memcpy(line + len + n, "...", 3);
-            len += 3;
-        } else {
-            memcpy(line + len, msg, n);
-        }
-        len += n;
-    }
+    if (atomic_load_explicit(&current_format, memory_order_relaxed) == LOG_FORMAT_JSON)
+        len = put_json(line, level, about, msg, n);
+    else
+        len = put_human(line, level, about, msg, n);
     line[len++] = '\n';
     while (write(STDERR_FILENO, line, len) < 0 && errno == EINTR)
         ;
@@ -214,6 +300,7 @@ static const char *grouped(uint32_t n, char out[16])
 
 static void tell_left_out(struct same *s)
 {
+    const struct log_about about = {s->about[0], s->about[1], s->about[2], s->about[3]};
     char msg[SAME_TEXT_MAX + 64], number[16];
     int n;
 
@@ -223,7 +310,7 @@ static void tell_left_out(struct same *s)
     else
         n = snprintf(msg, sizeof(msg), "%s", s->last);
     if (s->left_out > 0)
-        write_line(s->level, msg, (size_t)n);
+        write_line(s->level, &about, msg, (size_t)n);
     *s = (struct same){0};
 }
 
@@ -247,8 +334,8 @@ static struct same *find_same(const char *fmt, enum log_level level, uint64_t no
 }
 
 /* Whether this one is left out for now. */
-static bool is_one_too_many(enum log_level level, const char *fmt, const char *msg,
-                            size_t n)
+static bool is_one_too_many(enum log_level level, const struct log_about *about,
+                            const char *fmt, const char *msg, size_t n)
 {
     struct same *s;
 
@@ -263,6 +350,11 @@ static bool is_one_too_many(enum log_level level, const char *fmt, const char *m
         n = utf8_complete_prefix(msg, SAME_TEXT_MAX - 1);
     memcpy(s->last, msg, n);
     s->last[n] = '\0';
+    for (size_t i = 0; i < ABOUTS; i++) {
+        const char *value = about_value(about, i);
+
+        snprintf(s->about[i], sizeof(s->about[i]), "%s", value ? value : "");
+    }
     s->left_out++;
     return true;
 }
@@ -283,12 +375,14 @@ __attribute__((destructor)) static void tell_all_left_out(void)
 /* --- a line ---------------------------------------------------------------------------
  */
 
-static void log_line(enum log_level level, int err, const char *fmt, va_list ap)
-    __attribute__((format(printf, 3, 0)));
+static void log_line(enum log_level level, const struct log_about *about, int err,
+                     const char *fmt, va_list ap) __attribute__((format(printf, 4, 0)));
 
-static void log_line(enum log_level level, int err, const char *fmt, va_list ap)
+static void log_line(enum log_level level, const struct log_about *about, int err,
+                     const char *fmt, va_list ap)
 {
     char msg[LINE_MAX_BYTES], text[TEXT_MAX_BYTES], reason[128];
+    const size_t max = LINE_MAX_BYTES - 8;
     int saved = errno;
     size_t len;
     int n;
@@ -303,15 +397,15 @@ static void log_line(enum log_level level, int err, const char *fmt, va_list ap)
         memcpy(text + n, "...", 4);
         n += 3;
     }
-    len = put_escaped(msg, 0, text, (size_t)n);
+    len = put_escaped(msg, 0, max, text, (size_t)n);
     if (err != 0) {
         const char *why = strerror_r(err, reason, sizeof(reason));
 
-        len = put_escaped(msg, len, ": ", 2);
-        len = put_escaped(msg, len, why, strlen(why));
+        len = put_escaped(msg, len, max, ": ", 2);
+        len = put_escaped(msg, len, max, why, strlen(why));
     }
-    if (!is_one_too_many(level, fmt, msg, len))
-        write_line(level, msg, len);
+    if (!is_one_too_many(level, about, fmt, msg, len))
+        write_line(level, about, msg, len);
     errno = saved;
 }
 
@@ -320,7 +414,7 @@ void log_error(int err, const char *fmt, ...)
     va_list ap;
 
     va_start(ap, fmt);
-    log_line(LOG_LEVEL_ERROR, err, fmt, ap);
+    log_line(LOG_LEVEL_ERROR, NULL, err, fmt, ap);
     va_end(ap);
 }
 
@@ -329,7 +423,7 @@ void log_warn(int err, const char *fmt, ...)
     va_list ap;
 
     va_start(ap, fmt);
-    log_line(LOG_LEVEL_WARN, err, fmt, ap);
+    log_line(LOG_LEVEL_WARN, NULL, err, fmt, ap);
     va_end(ap);
 }
 
@@ -338,7 +432,7 @@ void log_info(int err, const char *fmt, ...)
     va_list ap;
 
     va_start(ap, fmt);
-    log_line(LOG_LEVEL_INFO, err, fmt, ap);
+    log_line(LOG_LEVEL_INFO, NULL, err, fmt, ap);
     va_end(ap);
 }
 
@@ -347,6 +441,33 @@ void log_debug(int err, const char *fmt, ...)
     va_list ap;
 
     va_start(ap, fmt);
-    log_line(LOG_LEVEL_DEBUG, err, fmt, ap);
+    log_line(LOG_LEVEL_DEBUG, NULL, err, fmt, ap);
+    va_end(ap);
+}
+
+void log_error_about(const struct log_about *about, int err, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    log_line(LOG_LEVEL_ERROR, about, err, fmt, ap);
+    va_end(ap);
+}
+
+void log_warn_about(const struct log_about *about, int err, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    log_line(LOG_LEVEL_WARN, about, err, fmt, ap);
+    va_end(ap);
+}
+
+void log_info_about(const struct log_about *about, int err, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    log_line(LOG_LEVEL_INFO, about, err, fmt, ap);
     va_end(ap);
 }

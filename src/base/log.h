@@ -4,10 +4,12 @@
  * Format: "2026-01-31T12:00:00.123Z LEVEL process[pid] message". With JOURNAL_STREAM set
  * the line starts with systemd's "<N>" priority and has no time. As JSON:
  * {"time","level","process","pid","message"}, behind the priority where there is one.
- * Control characters in a message are escaped, so a peer cannot forge lines. The caller
- * passes errno as an argument (0: none), and its text is appended: "could not open file
- * "x": No such file or directory". Prompts, answers and keys are never logged, at any
- * level.
+ * What the line is about follows where it is known: " request=ID turn=ID org=NAME
+ * trace=ID" (in quotes where blanks, quotes or "=" are in it), or members "request",
+ * "turn", "org" and "trace". Control characters in a message are escaped, so a peer
+ * cannot forge lines. The caller passes errno as an argument (0: none), and its text is
+ * appended: "could not open file "x": No such file or directory". Prompts, answers and
+ * keys are never logged, at any level.
  *
  * Of lines that say the same but for numbers and names (one `fmt`) a process writes
  * LOG_SAME_MAX in LOG_SAME_NS; then one with the last of the others tells how many there
@@ -24,6 +26,16 @@
 enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
 
 enum log_format { LOG_FORMAT_HUMAN, LOG_FORMAT_JSON };
+
+/* What a line is about. Strings are borrowed for the call; NULL or "": unknown. */
+struct log_about {
+    const char *request; /* id of the client's request */
+    const char *turn;    /* id of the turn */
+    const char *org;
+    const char *trace; /* id of the trace that the request belongs to */
+};
+
+#define LOG_ABOUT_MAX 128 /* bytes of each that are shown */
 
 #define LOG_SAME_MAX 50
 #define LOG_SAME_NS  (10 * UINT64_C(1000000000))
@@ -44,5 +56,13 @@ void log_error(int err, const char *fmt, ...) DAC_PRINTF(2, 3);
 void log_warn(int err, const char *fmt, ...) DAC_PRINTF(2, 3);
 void log_info(int err, const char *fmt, ...) DAC_PRINTF(2, 3);
 void log_debug(int err, const char *fmt, ...) DAC_PRINTF(2, 3);
+
+/* The same, told what they are about (NULL: nothing). */
+void log_error_about(const struct log_about *about, int err, const char *fmt, ...)
+    DAC_PRINTF(3, 4);
+void log_warn_about(const struct log_about *about, int err, const char *fmt, ...)
+    DAC_PRINTF(3, 4);
+void log_info_about(const struct log_about *about, int err, const char *fmt, ...)
+    DAC_PRINTF(3, 4);
 
 #endif

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <regex.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -326,12 +327,99 @@ START_TEST(json_lines_are_json)
 }
 END_TEST
 
+static struct log_about emit_what;
+
+static void emit_about(void)
+{
+    log_warn_about(&emit_what, ENOENT, "it is odd");
+}
+
+static void emit_long_about(void)
+{
+    char text[3000];
+
+    memset(text, 'x', sizeof(text) - 1);
+    text[sizeof(text) - 1] = '\0';
+    log_info_about(&emit_what, 0, "%s", text);
+}
+
+START_TEST(lines_tell_what_they_are_about)
+{
+    static char long_one[LOG_ABOUT_MAX + 10];
+    static const struct {
+        struct log_about about;
+        const char *human, *json;
+    } cases[] = {
+        {{0}, "directory\n$", "directory\"\\}\n$"},
+        {{.request = "", .turn = "", .org = "", .trace = ""},
+         "directory\n$",
+         "directory\"\\}\n$"},
+        {{.request = "r-1", .turn = "t", .org = "acme", .trace = "4bf9"},
+         "directory request=r-1 turn=t org=acme trace=4bf9\n$",
+         "\",\"request\":\"r-1\",\"turn\":\"t\",\"org\":\"acme\","
+         "\"trace\":\"4bf9\"\\}\n$"},
+        {{.org = "a b\n2026 turn=x \"\x01"},
+         "directory org=\"a b\\\\\\\\n2026 turn=x \\\\\"\\\\\\\\x01\"\n$",
+         "directory\",\"org\":\"a b\\\\\\\\n2026 turn=x \\\\\"\\\\\\\\x01\"\\}\n$"},
+        {{.turn = "t", .org = long_one},
+         " turn=t org=o{128}\n$",
+         ",\"org\":\"o{128}\"\\}\n$"},
+    };
+
+    memset(long_one, 'o', sizeof(long_one) - 1);
+    unsetenv("JOURNAL_STREAM");
+    for (size_t i = 0; i < DAC_ARRAY_LEN(cases); i++) {
+        emit_what = cases[i].about;
+        log_set_format(LOG_FORMAT_HUMAN);
+        check_matches(captured(emit_about), cases[i].human);
+        log_set_format(LOG_FORMAT_JSON);
+        check_matches(captured(emit_about), cases[i].json);
+    }
+    log_set_format(LOG_FORMAT_HUMAN);
+}
+END_TEST
+
+/* The message makes way, not what it is about; no byte of that costs more than these. */
+START_TEST(long_lines_keep_what_they_are_about)
+{
+    char worst[LOG_ABOUT_MAX + 1];
+    size_t n;
+
+    memset(worst, 1, sizeof(worst) - 1);
+    worst[sizeof(worst) - 1] = '\0';
+    emit_what = (struct log_about){worst, worst, worst, worst};
+    unsetenv("JOURNAL_STREAM");
+    for (int json = 0; json < 2; json++) {
+        struct json_object *o;
+        struct json_error why;
+
+        log_set_format(json ? LOG_FORMAT_JSON : LOG_FORMAT_HUMAN);
+        const char *line = captured(emit_long_about);
+        n = strlen(line);
+        ck_assert_uint_le(n, 4096);
+        check_matches(line,
+                      json ? "xxx\\.\\.\\.\",\"request\":" : "xxx\\.\\.\\. request=");
+        check_matches(line, json ? "x01\"\\}\n$" : "x01\n$");
+        if (json) {
+            ck_assert_int_eq(json_parse_strict(line, n - 1, &o, &why), DAC_OK);
+            json_object_put(o);
+        }
+    }
+    log_set_format(LOG_FORMAT_HUMAN);
+}
+END_TEST
+
 static unsigned emit_count;
 
 static void emit_same(void)
 {
-    for (unsigned i = 0; i < emit_count; i++)
-        log_warn(0, "flight %u is odd", i);
+    for (unsigned i = 0; i < emit_count; i++) {
+        char turn[16];
+
+        snprintf(turn, sizeof(turn), "t%u", i);
+        log_warn_about(&(struct log_about){.turn = turn, .org = "acme"}, 0,
+                       "flight %u is odd", i);
+    }
     log_warn(0, "one of another kind");
     for (unsigned i = 0; i < LOG_SAME_MAX + 5; i++)
         log_info(0, "%s", "each one counts");
@@ -367,8 +455,10 @@ START_TEST(lines_that_are_said_too_often_are_counted)
     now = NS_PER_S + LOG_SAME_NS - 1;
     ck_assert_str_eq(captured(emit_tick), "");
     now = NS_PER_S + LOG_SAME_NS;
-    check_matches(captured(emit_tick),
-                  "WARN .*flight 1284 is odd \\.\\.\\. and 1,234 more like this\n$");
+    check_matches(
+        captured(emit_tick),
+        "WARN .*flight 1284 is odd \\.\\.\\. and 1,234 more like this turn=t1284 "
+        "org=acme\n$");
     ck_assert_str_eq(captured(emit_tick), "");
     emit_count = 1;
     ck_assert_uint_eq(count_of(captured(emit_same), "is odd"), 1);
@@ -415,6 +505,8 @@ int main(void)
     tcase_add_test(tc, long_log_lines_are_cut_to_one_write);
     tcase_add_test(tc, json_lines_are_json);
     tcase_add_test(tc, lines_that_are_said_too_often_are_counted);
+    tcase_add_test(tc, lines_tell_what_they_are_about);
+    tcase_add_test(tc, long_lines_keep_what_they_are_about);
     tcase_add_test(tc, log_level_filters);
     /* Without Check's own process per test there is no one left to see the signal. */
     if (!getenv("CK_FORK") || strcmp(getenv("CK_FORK"), "no") != 0)
