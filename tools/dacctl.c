@@ -22,9 +22,10 @@
 
 static const char usage[] =
     "Usage: dacctl [-n NAME] [--json] COMMAND [TURN]\n"
-    "       dacctl [-c FILE | -d DATABASE] migrate [--dry-run | --print-roles]\n"
-    "       dacctl [-c FILE | -d DATABASE] prune --older-than AGE [--dry-run]\n"
-    "       dacctl [-c FILE | -d DATABASE] spool SPOOL [--all] [--dry-run]\n"
+    "       dacctl [-c FILE | -d DATABASE] [--json] migrate [--dry-run | "
+    "--print-roles]\n"
+    "       dacctl [-c FILE | -d DATABASE] [--json] prune --older-than AGE [--dry-run]\n"
+    "       dacctl [-c FILE | -d DATABASE] [--json] spool SPOOL [--all] [--dry-run]\n"
     "       dacctl [-c FILE] [--json] config show | explain [NAME] | diff [FILE] | "
     "sample\n"
     "Looks at a dacd from outside, read-only; asks its master for changes; looks after "
@@ -145,7 +146,7 @@ static int parse_arguments(int argc, char **argv, struct arguments *out)
             out->name = optarg;
             break;
         case 'j':
-            out->json = true;
+            out->json = out->store.json = true;
             break;
         case 'c':
             out->store.conf = optarg;

@@ -194,10 +194,21 @@ static int write_all(void (*put)(struct buf *out))
 
 static int sample(const char *conf, const char *word, bool json)
 {
+    struct buf text = BUF_INIT(OUTPUT_MAX), out = BUF_INIT(OUTPUT_MAX);
+    bool ok;
+
     (void)conf;
     (void)word;
-    (void)json;
-    return write_all(config_sample);
+    if (!json)
+        return write_all(config_sample);
+    config_sample(&text);
+    buf_puts(&out, "{\"sample\":");
+    json_put_string(&out, text.data, text.len);
+    buf_puts(&out, "}\n");
+    out.failed |= text.failed;
+    buf_free(&text);
+    ok = put_out(&out);
+    return ok ? EXIT_GOOD : EXIT_BAD;
 }
 
 /* For `make manual`. */

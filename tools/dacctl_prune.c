@@ -160,6 +160,30 @@ static bool prune(struct database *d, const char *before, const char *keys_befor
                         &sum->rejected);
 }
 
+static int tell(const struct store_arguments *args, const char *before,
+                const struct pruned *sum, bool whole)
+{
+    struct buf b = BUF_INIT(4096);
+
+    if (args->json)
+        buf_printf(&b,
+                   "{\"dry_run\":%s,\"before\":\"%.10sT%.8sZ\",\"turns\":%" PRId64
+                   ",\"messages\":%" PRId64 ",\"threads\":%" PRId64
+                   ",\"rejected\":%" PRId64 ",\"idempotency_keys\":%" PRId64
+                   ",\"complete\":%s}\n",
+                   args->dry_run ? "true" : "false", before, before + 11, sum->turns,
+                   sum->messages, sum->threads, sum->rejected, sum->keys,
+                   whole ? "true" : "false");
+    else if (whole || sum->turns > 0)
+        buf_printf(&b,
+                   "%s before %.19s UTC: %" PRId64 " turns, %" PRId64
+                   " messages, %" PRId64 " threads, %" PRId64 " rejected rows%s\n",
+                   args->dry_run ? "to be deleted" : "deleted", before, sum->turns,
+                   sum->messages, sum->threads, sum->rejected,
+                   whole ? "" : "; it did not get to the end");
+    return store_print(&b, whole ? 0 : 1);
+}
+
 int dacctl_prune(const struct store_arguments *args)
 {
     char before[TIME_SIZE], keys_before[TIME_SIZE];
@@ -178,12 +202,6 @@ int dacctl_prune(const struct store_arguments *args)
     time_ago(&d, age_ns, before);
     time_ago(&d, KEYS_LIVE_NS, keys_before);
     ok = args->dry_run ? count(&d, before, &sum) : prune(&d, before, keys_before, &sum);
-    if (ok || sum.turns > 0)
-        printf("%s before %.19s UTC: %" PRId64 " turns, %" PRId64 " messages, %" PRId64
-               " threads, %" PRId64 " rejected rows%s\n",
-               args->dry_run ? "to be deleted" : "deleted", before, sum.turns,
-               sum.messages, sum.threads, sum.rejected,
-               ok ? "" : "; it did not get to the end");
     database_close(&d);
-    return ok ? 0 : 1;
+    return tell(args, before, &sum, ok);
 }

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/json.h"
 #include "base/log.h"
 #include "config/config.h"
 #include "dacctl_store.h"
@@ -268,38 +269,67 @@ static bool move_all(struct moving *m)
 
 /* --- the whole ---------------------------------------------------------------------- */
 
-static bool move(struct moving *m, const struct store_options *opt)
+/* `left`: where the rows are that were not moved, NULL: there are none. */
+static void put_json(const struct moving *m, bool dry_run, const char *left,
+                     struct buf *b)
 {
-    bool ok = m->total == 0 || (open_database(m, opt) && move_all(m));
-
-    printf("moved %" PRIu64 " rows of %" PRIu64 "\n", m->moved, m->total);
-    if (m->refused > 0)
-        printf("%" PRIu64 " of them were refused; they are in table rejected\n",
-               m->refused);
-    if (ok && m->copy[0] != '\0')
-        remove_copy(m);
-    else if (!ok)
-        printf("the others are in \"%s\": run dacctl spool with that again\n",
-               m->copy[0] != '\0' ? m->copy : m->path);
-    return ok;
+    buf_printf(b,
+               "{\"dry_run\":%s,\"rows\":%" PRIu64 ",\"moved\":%" PRIu64
+               ",\"refused\":%" PRIu64 ",\"left_in\":",
+               dry_run ? "true" : "false", m->total, m->moved, m->refused);
+    if (left)
+        json_put_string(b, left, strlen(left));
+    else
+        buf_puts(b, "null");
+    buf_puts(b, "}\n");
 }
 
-static bool run(struct moving *m, const struct store_arguments *args,
-                const struct store_options *opt)
+static void put_text(const struct moving *m, const char *left, struct buf *b)
 {
+    buf_printf(b, "moved %" PRIu64 " rows of %" PRIu64 "\n", m->moved, m->total);
+    if (m->refused > 0)
+        buf_printf(b, "%" PRIu64 " of them were refused; they are in table rejected\n",
+                   m->refused);
+    if (left)
+        buf_printf(b, "the others are in \"%s\": run dacctl spool with that again\n",
+                   left);
+}
+
+static int move(struct moving *m, const struct store_options *opt, bool json)
+{
+    bool ok = m->total == 0 || (open_database(m, opt) && move_all(m));
+    const char *left = m->copy[0] != '\0' ? m->copy : m->path;
+    struct buf b = BUF_INIT(4 * PATH_MAX);
+
+    if (json)
+        put_json(m, false, ok ? NULL : left, &b);
+    else
+        put_text(m, ok ? NULL : left, &b);
+    if (ok && m->copy[0] != '\0')
+        remove_copy(m);
+    return store_print(&b, ok ? 0 : 1);
+}
+
+static int run(struct moving *m, const struct store_arguments *args,
+               const struct store_options *opt)
+{
+    struct buf b = BUF_INIT(4 * PATH_MAX);
     struct spool_stats stats;
 
     m->path = args->file;
     if (args->all ? !open_copy(m, args->file) : !open_spool(m, args->file))
-        return false;
+        return 1;
     spool_stats(m->from, &stats);
     m->total = stats.rows;
     if (!args->dry_run)
-        return move(m, opt);
-    printf("to be moved: %" PRIu64 " rows\n", m->total);
+        return move(m, opt, args->json);
+    if (args->json)
+        put_json(m, true, m->total > 0 ? args->file : NULL, &b);
+    else
+        buf_printf(&b, "to be moved: %" PRIu64 " rows\n", m->total);
     if (m->copy[0] != '\0')
         remove_copy(m);
-    return true;
+    return store_print(&b, 0);
 }
 
 int dacctl_spool(const struct store_arguments *args)
@@ -324,7 +354,7 @@ int dacctl_spool(const struct store_arguments *args)
         fputs("dacctl: out of memory\n", stderr);
         goto out;
     }
-    rc = run(&m, args, &opt) ? 0 : 1;
+    rc = run(&m, args, &opt);
     store_close(m.to);
     spool_close(m.from);
     event_base_free(m.base);

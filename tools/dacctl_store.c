@@ -202,3 +202,18 @@ bool database_run(struct database *d, const char *doing, const char *sql, const 
     return d->pg != NULL ? run_postgres(d, doing, sql, params, n)
                          : run_sqlite(d, doing, sql, params, n);
 }
+
+/* --- what is printed ---------------------------------------------------------------- */
+
+int store_print(struct buf *b, int rc)
+{
+    if (b->failed) {
+        fputs("dacctl: out of memory\n", stderr);
+        rc = 1;
+    } else if (fwrite(b->data, 1, b->len, stdout) != b->len || fflush(stdout) != 0) {
+        fprintf(stderr, "dacctl: could not write: %s\n", strerror(errno));
+        rc = 1;
+    }
+    buf_free(b);
+    return rc;
+}

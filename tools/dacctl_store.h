@@ -1,6 +1,7 @@
 /*
  * dacctl's commands on the database, which need no service and no segment. They return
- * what to exit with, and say on stderr what went wrong.
+ * what to exit with, and say on stderr what went wrong and how far they are; with `json`
+ * stdout has one object, or nothing where there was no database to work on.
  */
 #ifndef DAC_TOOLS_DACCTL_STORE_H
 #define DAC_TOOLS_DACCTL_STORE_H
@@ -10,6 +11,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/bytes.h"
+
 struct store_arguments {
     const char *conf;     /* configuration file; NULL: the usual one */
     const char *database; /* connection string or SQLite file; NULL: the configured one */
@@ -18,6 +21,7 @@ struct store_arguments {
     bool all;
     bool dry_run;
     bool print_roles;
+    bool json;
 };
 
 /* Exactly one of pg and db is set while it is open. */
@@ -38,6 +42,10 @@ void database_close(struct database *d);
  * "could not <doing>: ...". */
 bool database_run(struct database *d, const char *doing, const char *sql, const char *p1,
                   const char *p2, int64_t *n);
+
+/* Prints an object that was built, and frees it. What to exit with: `rc`, or 1 where that
+ * cannot be (it has said why). */
+int store_print(struct buf *b, int rc);
 
 int dacctl_migrate(const struct store_arguments *args);
 int dacctl_prune(const struct store_arguments *args);

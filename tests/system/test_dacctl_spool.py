@@ -3,6 +3,7 @@ out of a file that was torn."""
 
 import asyncio
 import contextlib
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -73,6 +74,8 @@ async def test_what_waits_is_moved_once(spooling, postgres, mock):
     assert postgres.value("SELECT count(*) FROM threads WHERE title = 'in between'") == 3
     p = dacctl("-d", postgres.conninfo(), "spool", aside)
     assert p.stdout == "moved 0 rows of 0\n"
+    p = dacctl("-d", postgres.conninfo(), "--json", "spool", aside)
+    assert json.loads(p.stdout) == {"dry_run": False, "rows": 0, "moved": 0, "refused": 0, "left_in": None}
     # Also what the spool had only kept is there once.
     p = dacctl("-d", postgres.conninfo(), "spool", "--all", aside)
     assert p.returncode == 0 and "of 0" not in p.stdout
@@ -85,6 +88,12 @@ async def test_it_may_be_interrupted_and_run_again(spooling, postgres, mock):
     await asyncio.to_thread(postgres.stop)
     p = await asyncio.to_thread(dacctl, "-c", dac.conf, "spool", aside, check=False)
     assert p.returncode == 1 and "dacctl:" in p.stderr
+    p = await asyncio.to_thread(dacctl, "-c", dac.conf, "--json", "spool", aside, check=False)
+    assert p.returncode == 1 and "dacctl:" in p.stderr
+    left = {"dry_run": False, "rows": 17, "moved": 0, "refused": 0, "left_in": str(aside)}
+    assert json.loads(p.stdout) == left
+    p = dacctl("-c", dac.conf, "--json", "spool", "--dry-run", aside)
+    assert json.loads(p.stdout) == {**left, "dry_run": True}
     await asyncio.to_thread(postgres.start)
     with postgres.locked("turns"), pytest.raises(subprocess.TimeoutExpired):
         args = [BUILD / "dacctl", "-c", dac.conf, "spool", aside]
