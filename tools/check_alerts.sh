@@ -148,7 +148,12 @@ if { true >>"$state.lock"; } 2>/dev/null; then
 else
     remembers=0
 fi
-known=$(head -n 1 "$state" 2>/dev/null | cut -c 1-100 | tr -cd '0-9. -')
+known=
+if [ -f "$state" ]; then
+    known=$(head -n 1 "$state" 2>/dev/null | cut -c 1-100 | tr -cd '0-9. -')
+elif [ -e "$state" ]; then
+    remembers=0 # what is renamed to a folder goes into it
+fi
 
 # --- asking ---------------------------------------------------------------------------------
 
@@ -164,6 +169,15 @@ verdict=$(printf '%s\n' "$answer" | awk -v known="$known" -v window="$window" \
     -v max_error_rate="$max_error_rate" -v max_ttft="$max_ttft" \
     -v max_latency="$max_latency" -v max_queue_wait="$max_queue_wait" \
     -v min_ratio="$min_ratio" -v skip="$skip" -v url="$shown_url" '
+    BEGIN { # as JSON writes numbers, which ".5" and "07" are not
+        CONVFMT = "%.12g"
+        window = "" (window + 0)
+        max_error_rate = "" (max_error_rate + 0)
+        max_ttft = "" (max_ttft + 0)
+        max_latency = "" (max_latency + 0)
+        max_queue_wait = "" (max_queue_wait + 0)
+        min_ratio = "" (min_ratio + 0)
+    }
     # What is understood of JSON: objects of numbers, strings without escapes, null.
     function read_json(s,    depth, key, path, i) {
         while (s != "") {

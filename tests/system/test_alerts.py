@@ -327,6 +327,26 @@ def test_state_that_cannot_be_kept(tmp_path):
         assert run(server.url, tmp_path, *args)[0] == CRITICAL, "an alarm that is known is one"
 
 
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "fifo"])
+def test_state_that_is_no_file(make, tmp_path):
+    """An error rate that is never passed for long enough would be an alarm that never fires."""
+    make(tmp_path / "state")
+    with answering() as server:
+        server.tell(figures())
+        code, line, _ = run(server.url, tmp_path, "--state", tmp_path / "state")
+        assert code == UNKNOWN and "cannot be written" in line
+        assert not (tmp_path / "state.new").exists()
+
+
+def test_numbers_as_people_write_them(tmp_path):
+    with answering() as server:
+        server.tell(figures(error_rate=0.3, uptime=1000))
+        for said, number in ((".25", 0.25), ("0.250", 0.25), ("00.1", 0.1), ("0.", 0)):
+            _, line, report = run(server.url, tmp_path, "--error-rate", said, "--window", "0600")
+            assert report["alerts"][0]["limit"] == number, line
+            assert f"> {number} for 0 of 600 s" in line
+
+
 def test_where_state_is_kept_by_itself(tmp_path):
     with answering() as server:
         server.tell(figures())
