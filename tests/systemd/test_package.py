@@ -115,10 +115,21 @@ def test_an_upgrade_keeps_configuration_and_streams(bare_machine, newer, tmp_pat
         mock.stop()
 
 
+OPTIONAL = ("dacd.socket", "dac-alerts.timer", "dac-alerts.service")
+
+
 def test_removing_keeps_what_is_the_administrator_s(bare_machine):
+    """And nothing that runs: what was switched on by hand is off, its address is free."""
+    bare_machine.run("systemctl", "stop", UNIT)
+    bare_machine.run("systemctl", "enable", "--now", *OPTIONAL[:2])
+    bare_machine.run("systemctl", "start", UNIT)
+    bare_machine.run("systemctl", "start", OPTIONAL[2], check=False)
+    assert bare_machine.show(OPTIONAL[0], "ActiveState") == "active"
     bare_machine.run("apt-get", "-qq", "-y", "remove", "dac")
     assert not is_installed(bare_machine)
     assert bare_machine.processes(UNIT) == {}
+    assert {bare_machine.show(u, "ActiveState") for u in OPTIONAL} <= {"inactive", "failed"}
+    assert f":{ADDRESS[1]} " not in bare_machine.run("ss", "-tln")
     kept = bare_machine.run("ls", "/etc/dac/dac.conf", "/etc/dac/provider.key", "/var/lib/dac/dac.db")
     assert len(kept.split()) == 3
 
