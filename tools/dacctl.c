@@ -21,7 +21,7 @@
 #define SHM_FOLDER "/dev/shm/"
 
 static const char usage[] =
-    "Usage: dacctl [-n NAME] [--json] COMMAND [TURN]\n"
+    "Usage: dacctl [-n NAME | -c FILE] [--json] COMMAND [TURN]\n"
     "       dacctl [-c FILE | -d DATABASE] [--json] migrate [--dry-run | "
     "--print-roles]\n"
     "       dacctl [-c FILE | -d DATABASE] [--json] prune --older-than AGE [--dry-run]\n"
@@ -60,8 +60,8 @@ static const char usage[] =
     "a\n"
     "            configuration to begin with, all settings in it\n"
     "\n"
-    "  -n, --name NAME      the instance ([server] name; default: the only one that "
-    "runs)\n"
+    "  -n, --name NAME      the instance ([server] name; default: that of -c's FILE, or\n"
+    "                       the only one that runs)\n"
     "      --json           one JSON object instead of tables\n"
     "  -c, --config FILE    the configuration (default: as for dacd)\n"
     "  -d, --database NAME  another one: a libpq connection string or an SQLite file\n"
@@ -268,6 +268,9 @@ int main(int argc, char **argv)
             return args.command->no_segment;
         }
         snprintf(name, sizeof(name), "%s", args.name);
+    } else if (args.store.conf) {
+        if (!dacctl_config_instance(args.store.conf, name, sizeof(name)))
+            return args.command->no_segment;
     } else if (!only_instance(name, sizeof(name))) {
         return args.command->no_segment;
     }

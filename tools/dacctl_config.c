@@ -92,6 +92,19 @@ static struct config *load(const char *conf, struct buf *json)
     return cfg;
 }
 
+bool dacctl_config_instance(const char *conf, char *name, size_t size)
+{
+    struct config *cfg = load(conf, NULL);
+
+    if (!cfg) {
+        fputs("dacctl: -n NAME chooses an instance without it\n", stderr);
+        return false;
+    }
+    snprintf(name, size, "%s", cfg->name);
+    config_free(cfg);
+    return true;
+}
+
 /* --- show --------------------------------------------------------------------------- */
 
 struct facts {

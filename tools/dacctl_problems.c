@@ -44,11 +44,35 @@ static void DAC_PRINTF(2, 3) problem(struct problems *p, const char *fmt, ...)
     p->n++;
 }
 
+/* By a signal or a debugger. False also where /proc does not show it. */
+static bool is_stopped(int pid)
+{
+    char path[32], line[512] = "";
+    FILE *f;
+
+    snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+    f = fopen(path, "re");
+    if (!f)
+        return false;
+    if (!fgets(line, sizeof(line), f))
+        line[0] = '\0';
+    fclose(f);
+    const char *state = strrchr(line, ')'); /* its name is in parentheses */
+
+    return state && (strncmp(state, ") T", 3) == 0 || strncmp(state, ") t", 3) == 0);
+}
+
 static void look_at_master(struct problems *p, const struct shm *shm)
 {
+    int pid = (int)atomic_load(&shm->hdr->master_pid);
+
     if (!dacctl_master_alive(shm))
-        problem(p, "the master (pid %d) is dead: start the service again",
-                (int)atomic_load(&shm->hdr->master_pid));
+        problem(p, "the master (pid %d) is dead: start the service again", pid);
+    else if (is_stopped(pid))
+        problem(p,
+                "the master (pid %d) is stopped: nothing is restarted or reloaded; "
+                "kill -CONT %d, or restart the service",
+                pid, pid);
     if (atomic_load(&shm->hdr->lock_lost))
         problem(
             p, "a lock of shared memory is lost: the master is renewing it, see its log");

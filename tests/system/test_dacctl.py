@@ -1,5 +1,6 @@
 """dacctl shows what the service does, without disturbing it and without showing a prompt."""
 
+import json
 import os
 import signal
 import subprocess
@@ -55,9 +56,24 @@ def test_it_works_on_a_service_that_stands_still(dac):
     try:
         assert len(dacctl(dac, "status", "--json")["processes"]) == 5
         assert dacctl(dac, "flights", "--json") == {"flights": []}
+        assert "is stopped" in dacctl(dac, "status", "--json")["problems"][0]
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
+    assert "is stopped" not in dacctl(dac, "status")
+
+
+def test_a_configuration_names_the_instance(make_dac, tmp_path):
+    """Whatever else runs here; nothing is asked of another one."""
+    one, other = make_dac(), make_dac()
+    for dac in (one, other):
+        code, out, _ = run("-c", dac.conf, "--json", "status")
+        assert code == 0 and json.loads(out)["instance"] == dac.name
+    bad = tmp_path / "bad.conf"
+    bad.write_text("[server]\nworkers = many\n")
+    code, out, err = run("-c", bad, "drain")
+    assert code == 2 and out == "" and "bad.conf:2: workers" in err and "-n NAME" in err
+    assert run("-n", one.name, "-c", other.conf, "status")[1].startswith(f"instance   {one.name},")
 
 
 def test_what_is_wrong_is_said(dac, tmp_path):
