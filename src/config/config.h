@@ -168,7 +168,7 @@ struct config {
 #define CONFIG_PROBLEMS_MAX 100
 
 struct config_problem {
-    char *file;    /* owned; a path, or "environment" */
+    char *file;    /* owned; a path, or "environment [NAME]" */
     unsigned line; /* 0: the file as a whole */
     bool warning;  /* does not keep the configuration from being used */
     char *text;    /* owned; names the setting and the fix; one line, never a secret */

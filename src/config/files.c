@@ -111,6 +111,22 @@ static bool enter_file(struct load *l, const char *path, unsigned line)
     return true;
 }
 
+/* `line` of `by` includes it; 0: it is the one that was named. */
+static void could_not_read(struct load *l, const char *path, const char *by,
+                           unsigned line, const char *why, int err)
+{
+    const char *hint = err == ENOENT   ? "create it, or name another with -c FILE"
+                       : err == EACCES ? "let dacd read it"
+                                       : "put a file there that dacd can read";
+
+    if (line > 0)
+        problem_add(l->problems, by, line, "include: could not read \"%s\": %s; %s", path,
+                    why, hint);
+    else
+        problem_add(l->problems, path, 0, "could not read the configuration: %s; %s", why,
+                    hint);
+}
+
 /* Reads one file, in which no section has begun; `line`: of its include, 0: none. */
 static void load_file(struct load *l, const char *path, unsigned line)
 {
@@ -129,11 +145,7 @@ static void load_file(struct load *l, const char *path, unsigned line)
         l->section = NULL;
         l->provider = NULL;
         if (!load_read_file(path, &text, why, sizeof(why), &err))
-            problem_add(l->problems, path, 0, "could not read the configuration: %s; %s",
-                        why,
-                        err == ENOENT   ? "create it, or name another with -c FILE"
-                        : err == EACCES ? "let dacd read it"
-                                        : "put a file there that dacd can read");
+            could_not_read(l, path, outer.file, line, why, err);
         else if (parser_ini(text.data, text.len, l->events, l) != DAC_OK)
             l->nomem = true;
     }

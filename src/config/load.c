@@ -23,7 +23,7 @@ void load_setting(struct load *l, const struct setting *s,
                   struct config_provider *provider, const char *value,
                   struct config_origin origin, const char *file)
 {
-    struct buf why = BUF_INIT(1024);
+    struct buf why = BUF_INIT(4096);
     void *base = provider ? (void *)provider : (void *)l->cfg;
     enum dac_err rc = setting_parse(s, base, value, l->folder, &why);
 

@@ -276,16 +276,22 @@ static enum dac_err parse_addresses(const struct setting *s, void *base,
                                     const char *value, struct buf *why)
 {
     struct config_addresses *list = calloc(1, sizeof(*list));
-    enum dac_err rc = list ? DAC_OK : DAC_E_NOMEM;
+    enum dac_err rc = list ? DAC_OK : DAC_E_NOMEM, one;
     const char *at = value, *fault = "";
     bool nomem = false;
     char *item;
 
-    while (rc == DAC_OK && (item = next_item(&at, &nomem)) != NULL) {
-        rc = add_address(list, item, &fault);
-        if (rc == DAC_E_INVALID)
+    while (rc != DAC_E_NOMEM && (item = next_item(&at, &nomem)) != NULL) {
+        one = add_address(list, item, &fault);
+        if (one == DAC_E_INVALID) {
+            buf_puts(why, rc == DAC_E_INVALID ? "; and " : "");
             invalid(s, item, fault, why);
+        }
+        if (one != DAC_OK)
+            rc = one;
         free(item);
+        if (list->count == CONFIG_LISTEN_MAX && one == DAC_E_INVALID)
+            break; /* that there are too many is said once */
     }
     if (nomem)
         rc = DAC_E_NOMEM;

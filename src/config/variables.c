@@ -31,7 +31,8 @@ static size_t providers_of(const struct load *l, const struct setting *s)
     return s->section ? l->cfg->provider_count : 1;
 }
 
-/* Applies NAME = VALUE to whatever it names. False: it names nothing. */
+/* Applies NAME = VALUE to whatever it names; `file`: where it stands, NULL: in the
+ * environment. False: it names nothing. */
 static bool apply(struct load *l, const char *name, const char *value,
                   struct config_origin origin, const char *file)
 {
@@ -42,14 +43,17 @@ static bool apply(struct load *l, const char *name, const char *value,
 
         for (size_t k = 0; s->env && k < providers_of(l, s); k++) {
             struct config_provider *p = s->section ? &l->cfg->providers[k] : NULL;
-            char full[64];
+            char full[64], where[96];
 
             load_variable_name(p ? p->name : "", s->env, full, sizeof(full));
             if (strcmp(full, name) != 0)
                 continue;
             known = true;
+            /* A provider's setting has the same name with all providers. */
+            snprintf(where, sizeof(where), "environment%s%s", p ? " " : "",
+                     p ? full : "");
             if (*value)
-                load_setting(l, s, p, value, origin, file);
+                load_setting(l, s, p, value, origin, file ? file : where);
         }
     }
     return known;
@@ -89,7 +93,7 @@ static void apply_environ(struct load *l, const char *const *environ)
             continue;
         memcpy(name, *environ, n);
         name[n] = '\0';
-        (void)apply(l, name, equals + 1, origin, "environment");
+        (void)apply(l, name, equals + 1, origin, NULL);
     }
 }
 

@@ -136,7 +136,8 @@ START_TEST(what_cannot_be_included)
     write_text("conf.d/loop.conf", "include ../dac.conf\ninclude loop.conf\n");
     assert_refused(
         "include gone.conf\ninclude\ninclude \"open\ninclude conf.d/loop.conf\n"
-        "include conf.d/*.conf\ninclude = x\ninclude ; nothing\n",
+        "include conf.d/*.conf\ninclude = x\ninclude ; nothing\n"
+        "include conf.d\n",
         "dac.conf:1: include: there is no file \"gone.conf\"; create it or "
         "remove this line\n"
         "dac.conf:2: include names no file; write it like \"include "
@@ -148,6 +149,8 @@ START_TEST(what_cannot_be_included)
         "dac.conf:6: write \"include PATTERN\" without \"=\"\n"
         "dac.conf:7: include names no file; write it like \"include "
         "conf.d/*.conf\"\n"
+        "dac.conf:8: include: could not read \"conf.d\": not a regular file; put a "
+        "file there that dacd can read\n"
         "conf.d/loop.conf:1: include: \"conf.d/../dac.conf\" is read already; "
         "include it once\n"
         "conf.d/loop.conf:2: include: \"conf.d/loop.conf\" is read already; "

@@ -265,6 +265,11 @@ static const struct {
     {NO_ENV "listen = 127.0.0.1:1, ::1:80\n",
      "dac.conf:3: listen: \"::1:80\" is not an address; write it like 127.0.0.1:8000, "
      "[::1]:8000 or unix:/path\n"},
+    {NO_ENV "listen = 127.0.0.1:0, 1.2.3.4:5, here, unix:x\n",
+     "dac.conf:3: listen: \"127.0.0.1:0\" has no port from 1 to 65535 behind its last "
+     "colon; and listen: \"here\" is not an address; write it like 127.0.0.1:8000, "
+     "[::1]:8000 or unix:/path; and listen: \"unix:x\" has no absolute path; write it "
+     "like unix:/run/dac/dac.sock\n"},
     {NO_ENV "listen = 127.0.0.1:0\n",
      "dac.conf:3: listen: \"127.0.0.1:0\" has no port from 1 to 65535 behind its last "
      "colon\n"},

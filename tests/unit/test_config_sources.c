@@ -146,7 +146,8 @@ START_TEST(bad_variables_name_their_source)
         printed,
         "environment: COALESCE_ENABLED: \"maybe\" is not a switch; write 1 or 0, true or "
         "false, on or off\n"
-        "environment: burst: \"?\" is not a whole number; choose 1 to 100000, or auto\n"
+        "environment OPEN_AI_X_BURST: burst: \"?\" is not a whole number; choose 1 to "
+        "100000, or auto\n"
         "dac.env:2: rps: \"fast\" is not a number like 10 or 0.5; choose 0.0001 to "
         "100000, or 0 for no limit\n"
         "dac.env:3: not a variable; write NAME=VALUE without blanks around \"=\"\n"
