@@ -4,6 +4,7 @@
 #
 #   tools/install-deps.sh build      compiler and libraries
 #   tools/install-deps.sh check      the same, the linters and the test environment in .venv
+#   tools/install-deps.sh ci         all of `check`, and systemd-analyze
 #   tools/install-deps.sh demo       compiler and libraries, and the demo's Debian packages
 #   tools/install-deps.sh system     only the Debian packages of `check`
 #   tools/install-deps.sh venv       only .venv (Python and Node packages, promtool, nginx, HAProxy)
@@ -25,6 +26,7 @@ check_packages="$build_packages clang clang-format libclang-rt-14-dev cppcheck s
     sqlite3 curl jq openssl procps iproute2 python3-venv postgresql pgbouncer"
 demo_packages="$build_packages sqlite3 curl jq openssl procps python3-venv libgomp1 libstdc++6"
 package_packages="$build_packages debhelper lintian"
+ci_packages="$check_packages systemd"
 ttft_packages="$build_packages curl"
 systemd_packages="mmdebstrap systemd-container util-linux zstd"
 model_checker_packages="build-essential spin"
@@ -179,6 +181,10 @@ build) install_packages "$build_packages" ;;
 system) install_packages "$check_packages" ;;
 check)
     install_packages "$check_packages"
+    install_venv
+    ;;
+ci)
+    install_packages "$ci_packages"
     install_venv
     ;;
 venv) install_venv ;;

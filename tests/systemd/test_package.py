@@ -48,6 +48,16 @@ def newer(deb, tmp_path_factory):
     return folder / "dac.deb"
 
 
+def test_lintian_has_nothing_to_say(deb):
+    p = subprocess.run(
+        ["lintian", "--allow-root", "--fail-on", "error,warning", *deb.parent.glob("*.deb")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (p.returncode, p.stdout, p.stderr) == (0, "", "")
+
+
 def test_what_is_installed_runs_and_says_what_to_set(bare_machine, before, deb):
     machine = bare_machine
     machine.install(deb)
