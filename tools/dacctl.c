@@ -26,8 +26,8 @@ static const char usage[] =
     "--print-roles]\n"
     "       dacctl [-c FILE | -d DATABASE] [--json] prune --older-than AGE [--dry-run]\n"
     "       dacctl [-c FILE | -d DATABASE] [--json] spool SPOOL [--all] [--dry-run]\n"
-    "       dacctl [-c FILE] [--json] config show | explain [NAME] | diff [FILE] | "
-    "sample\n"
+    "       dacctl [-c FILE | -n NAME] [--json] config show\n"
+    "       dacctl [-c FILE] [--json] config explain [NAME] | diff [FILE] | sample\n"
     "Looks at a dacd from outside, read-only; asks its master for changes; looks after "
     "its\n"
     "database.\n"
@@ -53,11 +53,11 @@ static const char usage[] =
     "  migrate   brings the database up to date, as dacd does when it starts\n"
     "  prune     deletes what ended longer ago than AGE (90d), in small batches\n"
     "  spool     moves what waits in a spool that was set aside to the database\n"
-    "  config    show: every setting's value and where it came from; explain NAME: what\n"
-    "            a setting is; diff FILE: what a reload would do if FILE took the place\n"
-    "            of -c's (without FILE: what differs from the defaults); diff exits 0:\n"
-    "            nothing differs, 1: something, 2: one of them cannot be used; sample: "
-    "a\n"
+    "  config    show: every setting's value and where it came from, in the file; with\n"
+    "            -n what is in effect there. explain NAME: what a setting is.\n"
+    "            diff FILE: what a reload would do if FILE took the place of -c's\n"
+    "            (without FILE: what differs from the defaults); exits 0: nothing\n"
+    "            differs, 1: something, 2: one of them cannot be used. sample: a\n"
     "            configuration to begin with, all settings in it\n"
     "\n"
     "  -n, --name NAME      the instance ([server] name; default: that of -c's FILE, or\n"
@@ -99,6 +99,10 @@ static const struct command {
     {"spool", NULL, 1, dacctl_spool, "one file", false},
     {"config", NULL, 1, NULL, NULL, false}, /* has commands of its own */
 };
+
+/* config show, of an instance instead of a file. */
+static const struct command running_config = {
+    "config show", dacctl_running_config, 2, NULL, NULL, false};
 
 struct arguments {
     const char *name; /* NULL: the only instance */
@@ -258,6 +262,13 @@ int main(int argc, char **argv)
 
     if (rc >= 0)
         return rc;
+    if (is_config(args.command) && args.name) {
+        if (args.word_count != 1 || strcmp(args.words[0], "show") != 0) {
+            fputs("dacctl: of an instance (-n) there is config show alone\n", stderr);
+            return 1;
+        }
+        args.command = &running_config;
+    }
     if (is_config(args.command))
         return dacctl_config(args.store.conf, args.words, args.word_count, args.json);
     if (args.command->run_on_store)

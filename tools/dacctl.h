@@ -26,6 +26,7 @@ int dacctl_turns(struct shm *shm, const char *word, bool json, struct buf *out);
 /* Asked of the master; `word` is what stands behind the command. */
 int dacctl_reload(struct shm *shm, const char *word, bool json, struct buf *out);
 int dacctl_drain(struct shm *shm, const char *word, bool json, struct buf *out);
+int dacctl_running_config(struct shm *shm, const char *word, bool json, struct buf *out);
 int dacctl_cancel(struct shm *shm, const char *word, bool json, struct buf *out);
 
 /* Parts of these screens. How many problems there are; one line each. */

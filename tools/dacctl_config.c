@@ -27,15 +27,6 @@ enum {
     EXIT_TROUBLE = 2,
 };
 
-static void put_member(const char *name, const char *text, struct buf *out)
-{
-    buf_printf(out, ",\"%s\":", name);
-    if (text)
-        json_put_string(out, text, strlen(text));
-    else
-        buf_puts(out, "null");
-}
-
 /* Prints what was gathered. False: it has said why not. */
 static bool put_out(struct buf *out)
 {
@@ -65,9 +56,9 @@ static void put_problems(const struct config_problems *p, struct buf *out)
             buf_printf(out, "%u", item->line);
         else
             buf_puts(out, "null");
-        put_member("file", item->file, out);
-        put_member("level", item->warning ? "warning" : "error", out);
-        put_member("text", item->text, out);
+        json_put_member(out, "file", item->file);
+        json_put_member(out, "level", item->warning ? "warning" : "error");
+        json_put_member(out, "text", item->text);
         buf_puts(out, "}");
     }
     buf_puts(out, "]");
@@ -107,45 +98,18 @@ bool dacctl_config_instance(const char *conf, char *name, size_t size)
 
 /* --- show --------------------------------------------------------------------------- */
 
-struct facts {
-    struct buf *out;
-    bool more;
-};
-
-static void put_fact(void *arg, const struct config_fact *f)
-{
-    struct facts *facts = arg;
-
-    buf_puts(facts->out, facts->more ? ",{\"name\":" : "{\"name\":");
-    facts->more = true;
-    json_put_string(facts->out, f->name, strlen(f->name));
-    put_member("section", f->section, facts->out);
-    put_member("provider", f->provider, facts->out);
-    put_member("value", f->value, facts->out);
-    put_member("source", f->source, facts->out);
-    put_member("file", f->file, facts->out);
-    if (f->line > 0)
-        buf_printf(facts->out, ",\"line\":%u", f->line);
-    else
-        buf_puts(facts->out, ",\"line\":null");
-    put_member("variable", f->variable, facts->out);
-    buf_putc(facts->out, '}');
-}
-
 static int show_json(const char *conf)
 {
     struct buf out = BUF_INIT(OUTPUT_MAX);
-    struct facts facts = {.out = &out};
     struct config *cfg;
 
     buf_putc(&out, '{');
     cfg = load(conf, &out);
-    put_member("file", conf ? conf : CONFIG_DEFAULT_PATH, &out);
+    json_put_member(&out, "file", conf ? conf : CONFIG_DEFAULT_PATH);
     if (cfg) {
-        buf_puts(&out, ",\"settings\":[");
-        if (config_facts(cfg, put_fact, &facts) != DAC_OK)
+        buf_puts(&out, ",\"settings\":");
+        if (config_facts_json(cfg, &out) != DAC_OK)
             out.failed = true;
-        buf_putc(&out, ']');
     }
     buf_puts(&out, "}\n");
     int rc = put_out(&out) && cfg ? EXIT_GOOD : EXIT_BAD;
@@ -258,9 +222,9 @@ static void put_change(void *arg, const struct config_change *c)
     if (all->json) {
         buf_puts(all->out, all->more ? ",{\"name\":" : "{\"name\":");
         json_put_string(all->out, c->name, strlen(c->name));
-        put_member("from", c->from, all->out);
-        put_member("to", c->to, all->out);
-        put_member("reload", classes[c->reload].json, all->out);
+        json_put_member(all->out, "from", c->from);
+        json_put_member(all->out, "to", c->to);
+        json_put_member(all->out, "reload", classes[c->reload].json);
         buf_putc(all->out, '}');
     } else {
         buf_printf(all->out, "%-11s  %s: %s -> %s\n", classes[c->reload].text, c->name,

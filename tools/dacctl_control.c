@@ -21,6 +21,7 @@
 #include "shm/index.h"
 
 #define ANSWER_MAX      (256u << 10)
+#define CONFIG_MAX      (4u << 20)
 #define ANSWER_WAIT_NS  (60 * NS_PER_S) /* a reload has half of it for its new workers */
 #define CANCEL_WAIT_NS  (5 * NS_PER_S)
 #define LOOK_NS         (20 * NS_PER_MS)
@@ -128,6 +129,35 @@ int dacctl_reload(struct shm *shm, const char *word, bool json, struct buf *out)
     }
     if (answer)
         rc = is_ok(answer) ? 0 : EXIT_NOT_DONE;
+    json_object_put(answer);
+    buf_free(&text);
+    return rc;
+}
+
+/* --- config
+ * ------------------------------------------------------------------------------ */
+
+int dacctl_running_config(struct shm *shm, const char *word, bool json, struct buf *out)
+{
+    struct buf text = BUF_INIT(CONFIG_MAX);
+    struct json_object *answer = ask(shm, "config", &text), *settings = NULL;
+    int rc = answer ? EXIT_NOT_DONE : EXIT_NO_MASTER;
+
+    (void)word;
+    if (answer && json_object_object_get_ex(answer, "settings", &settings)) {
+        rc = 0;
+        if (json) {
+            buf_puts(out, "{\"problems\":[]");
+            json_put_member(out, "file", member(answer, "file"));
+            buf_puts(out, ",\"settings\":");
+            json_put_object(out, settings);
+            buf_puts(out, "}\n");
+        } else {
+            buf_puts(out, member(answer, "text"));
+        }
+    } else if (answer) {
+        fprintf(stderr, "dacctl: %s\n", member(answer, "error"));
+    }
     json_object_put(answer);
     buf_free(&text);
     return rc;

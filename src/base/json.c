@@ -92,6 +92,15 @@ static void put_elements(struct buf *b, struct json_object *o)
     buf_putc(b, ']');
 }
 
+void json_put_member(struct buf *b, const char *name, const char *text)
+{
+    buf_printf(b, ",\"%s\":", name);
+    if (text)
+        json_put_string(b, text, strlen(text));
+    else
+        buf_puts(b, "null");
+}
+
 /* json-c's own writer does not notice when it runs out of memory in the middle. */
 void json_put_object(struct buf *b, struct json_object *o)
 {

@@ -38,6 +38,8 @@ size_t json_member_offset(const char *text, size_t n, const char *name);
 void json_put_string(struct buf *b, const char *s, size_t n);
 /* The same without the quotes. */
 void json_put_escaped(struct buf *b, const char *s, size_t n);
+/* Appends `,"name":"text"`, or null where `text` is NULL; `name` needs no escapes. */
+void json_put_member(struct buf *b, const char *name, const char *text);
 /* Appends `o` as compact JSON on one line. */
 void json_put_object(struct buf *b, struct json_object *o);
 

@@ -30,6 +30,9 @@ enum dac_err config_facts(const struct config *cfg,
                           void (*found)(void *arg, const struct config_fact *f),
                           void *arg) DAC_CHECK;
 
+/* Appends all of them as a JSON array. DAC_E_NOMEM: not all of them. */
+enum dac_err config_facts_json(const struct config *cfg, struct buf *out) DAC_CHECK;
+
 /* Appends what `what` is: a setting ("workers", "server.workers", "provider.acme.rps"), a
  * flag or a provider's variable ("ACME_RPS"), a section, or everything (NULL). Returns
  * how many settings that are. 0: nothing is appended, and *near is the nearest name or

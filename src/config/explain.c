@@ -93,13 +93,9 @@ static void put_text(const struct setting *s, struct buf *out)
     buf_free(&variable);
 }
 
-static void put_member(const char *name, const char *text, struct buf *out)
+static const char *or_null(const char *s)
 {
-    buf_printf(out, ",\"%s\":", name);
-    if (text && *text)
-        json_put_string(out, text, strlen(text));
-    else
-        buf_puts(out, "null");
+    return s && *s ? s : NULL;
 }
 
 static void put_json(const struct setting *s, struct buf *out)
@@ -111,19 +107,19 @@ static void put_json(const struct setting *s, struct buf *out)
         put_variable(s, &variable);
     buf_puts(out, "{\"name\":");
     json_put_string(out, s->name, strlen(s->name));
-    put_member("section", s->section, out);
-    put_member("type", types[s->type], out);
+    json_put_member(out, "section", or_null(s->section));
+    json_put_member(out, "type", types[s->type]);
     buf_puts(out, ",\"default\":");
     if (s->def)
         json_put_string(out, s->def, strlen(s->def));
     else
         buf_puts(out, "null");
-    put_member("range", buf_cstr(&range), out);
-    put_member("unit", unit_of(s), out);
-    put_member("reload", classes[s->reload].json, out);
-    put_member("variable", buf_cstr(&variable), out);
+    json_put_member(out, "range", or_null(buf_cstr(&range)));
+    json_put_member(out, "unit", or_null(unit_of(s)));
+    json_put_member(out, "reload", classes[s->reload].json);
+    json_put_member(out, "variable", or_null(buf_cstr(&variable)));
     buf_printf(out, ",\"secret\":%s", s->secret ? "true" : "false");
-    put_member("help", s->help, out);
+    json_put_member(out, "help", s->help);
     buf_putc(out, '}');
     if (range.failed || variable.failed)
         out->failed = true;

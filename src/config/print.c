@@ -6,6 +6,7 @@
 
 #include <string.h>
 
+#include "base/json.h"
 #include "config/load.h"
 #include "config/settings.h"
 
@@ -96,6 +97,43 @@ enum dac_err config_facts(const struct config *cfg,
         if (!settings[i].section)
             tell(&t, &settings[i], NULL);
     return t.nomem ? DAC_E_NOMEM : DAC_OK;
+}
+
+struct facts {
+    struct buf *out;
+    bool more;
+};
+
+static void put_fact(void *arg, const struct config_fact *f)
+{
+    struct facts *facts = arg;
+    struct buf *out = facts->out;
+
+    buf_puts(out, facts->more ? ",{\"name\":" : "{\"name\":");
+    facts->more = true;
+    json_put_string(out, f->name, strlen(f->name));
+    json_put_member(out, "section", f->section);
+    json_put_member(out, "provider", f->provider);
+    json_put_member(out, "value", f->value);
+    json_put_member(out, "source", f->source);
+    json_put_member(out, "file", f->file);
+    if (f->line > 0)
+        buf_printf(out, ",\"line\":%u", f->line);
+    else
+        buf_puts(out, ",\"line\":null");
+    json_put_member(out, "variable", f->variable);
+    buf_putc(out, '}');
+}
+
+enum dac_err config_facts_json(const struct config *cfg, struct buf *out)
+{
+    struct facts facts = {.out = out};
+    enum dac_err e;
+
+    buf_putc(out, '[');
+    e = config_facts(cfg, put_fact, &facts);
+    buf_putc(out, ']');
+    return out->failed ? DAC_E_NOMEM : e;
 }
 
 /* --- as a file ---------------------------------------------------------------------- */

@@ -1,12 +1,14 @@
 /*
  * See control.h. Requests are so short that they come in one piece, and answers so short
- * that the kernel takes them whole; if not, the connection is closed.
+ * that the kernel takes them whole, for which the socket's buffer grows where one is
+ * long; if not, the connection is closed.
  */
 #include "process/control.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -17,12 +19,14 @@
 #include "base/ids.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "config/describe.h"
 #include "shm/live.h"
 #include "shm/wake.h"
 
 #define DEFAULT_FOLDER "/run/dac"
 #define ASK_MAX_NS     (5 * NS_PER_S) /* for a request to arrive */
 #define ANSWER_MAX     (64u << 10)
+#define CONFIG_MAX     (4u << 20)
 #define MODE           0660
 
 /* --- the socket ------------------------------------------------------------------------
@@ -130,8 +134,15 @@ static void drop(struct control_client *x)
 
 static void answer(struct control_client *x, struct buf *b)
 {
+    int room;
+
     buf_puts(b, "\n");
-    if (buf_cstr(b) && send(x->fd, b->data, b->len, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+    room = (int)(2 * b->len);
+    if (b->len > ANSWER_MAX &&
+        setsockopt(x->fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof(room)) != 0)
+        log_debug(errno, "control: an answer is long");
+    if (buf_cstr(b) &&
+        send(x->fd, b->data, b->len, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)b->len)
         log_debug(errno, "control: an answer is lost");
     buf_free(b);
     drop(x);
@@ -173,6 +184,30 @@ static void answer_reload(struct control_client *x, const struct reload *r)
     answer(x, &b);
 }
 
+/* Both for programs and for people, so that the latter look as those of a file do. */
+static void answer_config(struct control_client *x, const struct config *cfg)
+{
+    struct buf b = BUF_INIT(CONFIG_MAX);
+    char *text = NULL;
+    size_t n = 0;
+    FILE *f = open_memstream(&text, &n);
+
+    if (f) {
+        config_print(cfg, f);
+        if (fclose(f) != 0)
+            n = 0;
+    }
+    buf_puts(&b, "{\"ok\":true");
+    json_put_member(&b, "file", cfg->path);
+    buf_puts(&b, ",\"settings\":");
+    if (config_facts_json(cfg, &b) != DAC_OK || n == 0)
+        b.failed = true;
+    json_put_member(&b, "text", text);
+    buf_puts(&b, "}");
+    free(text);
+    answer(x, &b);
+}
+
 /* --- requests --------------------------------------------------------------------------
  */
 
@@ -209,9 +244,11 @@ static void handle(struct control *c, struct control_client *x)
         answer_text(x, true, "asked", "drain");
     } else if (strncmp(x->line, "cancel ", 7) == 0) {
         cancel(c, x, x->line + 7);
+    } else if (strcmp(x->line, "config") == 0) {
+        answer_config(x, c->reload->now->config);
     } else {
         answer_text(x, false, "error",
-                    "unknown request; there are reload, drain and cancel TURN");
+                    "unknown request; there are reload, drain, config and cancel TURN");
     }
 }
 

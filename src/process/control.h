@@ -8,9 +8,11 @@
  *   reload         reads the configuration again; answered when it has come to something
  *   drain          as SIGTERM
  *   cancel TURN    stops a turn, whosever it is
+ *   config         what is in effect, without secrets
  *
  * Answers: {"ok":true,…} or {"ok":false,"error":"…"}; of a reload also "outcome" (done,
- * waits, refused) and "report", an array of lines for people.
+ * waits, refused) and "report", an array of lines for people; of config "file",
+ * "settings" as config_facts_json() tells them, and "text" as config_print() does.
  *
  * Master only. Nothing here waits: who does not read his answer loses it.
  */

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -67,6 +68,37 @@ def test_reload_says_why_it_was_refused(dac):
     assert "refused, everything stays as it is" in out
     code, out, _ = run(dac, "reload", "--json")
     assert code == 1 and json.loads(out)["outcome"] == "refused"
+
+
+def test_config_show_of_an_instance_is_what_is_in_effect(dac):
+    """Not what the file says now, and with the service's own environment."""
+    dac.sections["server"]["body_max"] = "2k"
+    dac.sections["memory"] = {"shm_size": "64m"}
+    write_ini(dac.conf, dac.sections)
+    dac.env_file.write_text("COALESCE_ENABLED=0\n")
+
+    def shown():
+        code, out, err = run(dac, "--json", "config", "show")
+        assert (code, err) == (0, "")
+        said = json.loads(out)
+        assert said["file"] == str(dac.conf)
+        return {s["name"]: s for s in said["settings"]}
+
+    before = shown()
+    assert (before["body_max"]["value"], before["body_max"]["source"]) == ("1m", "default")
+    assert before["COALESCE_ENABLED"]["value"] == "on"
+    assert run(dac, "reload")[0] == 0
+    after = shown()
+    assert (after["body_max"]["value"], after["body_max"]["file"]) == ("2k", str(dac.conf))
+    assert after["shm_size"]["value"] == "48m"
+    flag = after["COALESCE_ENABLED"]
+    assert (flag["value"], flag["source"], flag["file"]) == ("off", "env_file", str(dac.env_file))
+    code, text, _ = run(dac, "config", "show")
+    of_file = subprocess.run([BUILD / "dacctl", "-c", dac.conf, "config", "show"], capture_output=True, text=True)
+    assert code == 0 and re.search(r"^shm_size = 48m\b", text, re.M)
+    assert re.sub(r"(?m)^shm_size.*$", "", text) == re.sub(r"(?m)^shm_size.*$", "", of_file.stdout)
+    code, out, err = run(dac, "config", "explain")
+    assert (code, out) == (1, "") and "config show" in err
 
 
 async def test_reload_says_that_it_waits(dac, mock):

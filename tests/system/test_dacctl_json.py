@@ -61,6 +61,7 @@ async def test_every_command_speaks_it(make_dac, mock, tmp_path):
         said[command[0]] = [line]
     for words in (("show",), ("explain",), ("explain", "workers"), ("sample",)):
         ask("-c", dac.conf, "config", *words)
+    ask("-n", dac.name, "config", "show")
     ask("-c", dac.conf, "config", "diff", dac.conf)
     ask("-c", dac.conf, "config", "diff", code=1)
     ask("-c", dac.conf, "migrate", "--dry-run")
@@ -112,6 +113,7 @@ def test_without_an_instance():
         code, out, err = run("-n", "dactest-none", command, "--json")
         assert (code, out) == (expected, "") and "dactest-none" in err, command
     assert run("-n", "dactest-none", "turns", "tail")[0] == 1
+    assert run("-n", "dactest-none", "config", "show")[0] == 2
     assert run("-n", "dactest-none", "cancel", NO_TURN)[0] == 2
 
 
