@@ -40,7 +40,8 @@ for n in "$questions" "$cancels"; do
 done
 
 begin_work
-: >"$report.tmp" 2>/dev/null ||
+# Of ":" dash would make a death of its own.
+{ [ ! -d "$report" ] && true >"$report.tmp"; } 2>/dev/null ||
     die "$report cannot be written in $(pwd)" "change to another folder, or DAC_REPORT=/PATH/FILE"
 rm -f "$report.tmp" "$report" # an old one must not pass for this run's
 find_instance

@@ -126,6 +126,12 @@ async def test_nobody_there(name, report):
     assert (await script(None, f"./{name} --nonsense"))[0] == 2
 
 
+async def test_a_report_that_cannot_be_written(dac, tmp_path):
+    for wrong in (tmp_path, tmp_path / "none/report.md"):
+        status, out, err = await script(dac, "./run_ttft_suite.sh", DAC_REPORT=str(wrong))
+        assert status == 2 and out == "" and f"suite: {wrong} cannot be written" in err, err
+
+
 async def test_cancelling_is_seen_at_the_upstream_socket(dac, mock, report):
     """Where the provider says nothing about it; and where its end cannot be seen, that is said."""
     await mock.script({"match": "bridges", "tokens": 5000, "gap": "10ms", "times": 0})
