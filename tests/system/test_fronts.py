@@ -194,3 +194,12 @@ def test_the_samples_mark_what_matters():
         marks = set(re.findall(r"\((\d)\)", text.partition("\n\n")[2]))
         promised = re.search(r"\((\d)\) to \((\d)\)", text)
         assert marks == {str(n) for n in range(int(promised[1]), int(promised[2]) + 1)}, sample
+
+
+def test_nginx_gives_up_an_idle_connection_first():
+    """nginx's own default is DAC's: both would close at the same time."""
+    text = (ROOT / "etc/nginx/dac.conf").read_text()
+    sample = (ROOT / "etc/dac.conf.sample").read_text()
+    ours = re.search(r"keepalive_timeout = (\d+)s", sample)
+    theirs = re.search(r"^    keepalive_timeout (\d+)s;", text, re.M)
+    assert int(theirs[1]) < int(ours[1])
