@@ -268,6 +268,15 @@ bool flight_ask_cancel(struct shm *shm, uint32_t index)
     return (before & FLIGHT_ASK_CANCEL) == 0;
 }
 
+struct trace flight_trace(const struct shm *shm, uint32_t index)
+{
+    const struct shm_flight *f = flight_at(shm, index);
+    struct trace t = {.flags = f->trace_flags};
+
+    memcpy(t.id, f->trace_id, sizeof t.id);
+    return t;
+}
+
 bool flight_drop_reader(struct shm *shm, uint32_t index)
 {
     uint64_t bit = UINT64_C(1) << shm->self;

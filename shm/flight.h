@@ -13,6 +13,7 @@
 #ifndef DAC_SHM_FLIGHT_H
 #define DAC_SHM_FLIGHT_H
 
+#include "base/trace.h"
 #include "shm/segment.h"
 
 /* How a turn ended; in END records, samples and the store. */
@@ -100,6 +101,8 @@ enum dac_err flight_release(struct shm *shm, uint32_t index,
 bool flight_ask_cancel(struct shm *shm, uint32_t index);
 /* Clears this process's reader bit; true if that left no reader. */
 bool flight_drop_reader(struct shm *shm, uint32_t index);
+/* Of the request that led it. */
+struct trace flight_trace(const struct shm *shm, uint32_t index);
 uint64_t flight_readers(const struct shm *shm, uint32_t index);
 /* Raises the grace to at least `ns`. */
 void flight_raise_grace(struct shm *shm, uint32_t index, uint64_t ns);

@@ -159,6 +159,8 @@ static void fill_in(struct shm *shm, uint32_t index, const struct join_request *
     memcpy(f->key, req->key, sizeof f->key);
     memcpy(f->turn_id, req->turn_id, sizeof f->turn_id);
     memcpy(f->org, req->org, sizeof f->org);
+    memcpy(f->trace_id, req->trace.id, sizeof f->trace_id);
+    f->trace_flags = req->trace.flags;
     f->created_us = req->created_us;
     atomic_store_explicit(&f->kind, (uint32_t)req->kind, memory_order_relaxed);
     atomic_store_explicit(&f->provider, req->provider, memory_order_relaxed);

@@ -22,6 +22,7 @@ struct join_request {
     uint8_t key[SHM_KEY_SIZE];
     uint8_t turn_id[16]; /* of the flight, if it becomes one */
     uint8_t org[16];
+    struct trace trace; /* of the new flight */
     enum flight_kind kind;
     uint32_t provider;
     uint64_t now_ns;

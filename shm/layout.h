@@ -18,7 +18,7 @@
 #include <stdint.h>
 
 #define SHM_MAGIC          UINT64_C(0x3153544847494c46) /* "FLIGHTS1" */
-#define SHM_LAYOUT_VERSION 12u
+#define SHM_LAYOUT_VERSION 13u
 #define SHM_SLOTS          64u
 #define SHM_NO_SLOT        UINT32_C(0xff)
 #define SHM_WORKERS_MAX    28u
@@ -236,6 +236,10 @@ struct shm_flight {
     SHM_ALIGNED shm_u64 aliases; /* {how many:32, alias + 1 of the newest:32}; cas by its
                                   * readers, only grows; reset at the claim */
     shm_u32 aliases_stored;      /* of them [W: recorder] */
+    /* Of the request that led; written like the key. */
+    uint8_t trace_flags;
+    uint8_t unused[3];
+    uint8_t trace_id[16];
     /* For the turn's sample (shm/timing.h says what they mean) [W: owner; relaxed]. */
     shm_u64 question;    /* digest of what was asked, 0: it was not to be shared */
     shm_u64 own_ns;      /* spent in code of ours, so far */
@@ -404,7 +408,7 @@ struct shm_header {
 };
 
 _Static_assert(sizeof(struct shm_block) == 16, "block descriptors are packed");
-_Static_assert(sizeof(struct shm_flight) % 64 == 0, "flights start on cache lines");
+_Static_assert(sizeof(struct shm_flight) == 320, "a flight is five cache lines");
 _Static_assert(sizeof(struct shm_bucket) == 64, "a bucket is a cache line");
 _Static_assert(sizeof(struct shm_alias) == 128, "an alias is two cache lines");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "64-bit atomics must be lock-free");

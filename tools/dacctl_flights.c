@@ -19,6 +19,7 @@ struct flight_copy {
     uint32_t index;
     struct flight_word word;
     struct id turn;
+    struct trace trace;
     uint32_t kind, provider, stored, blocks, requests;
     uint64_t readers, bytes, claim_seq, arrived_ns, ended_ns, followers, hits;
 };
@@ -36,6 +37,7 @@ static bool copy_flight(const struct shm *shm, uint32_t index, struct flight_cop
         if (c->word.state == FLIGHT_FREE)
             return false;
         memcpy(c->turn.b, f->turn_id, sizeof(c->turn.b));
+        c->trace = flight_trace(shm, index);
         c->kind = atomic_load(&f->kind);
         c->provider = atomic_load(&f->provider);
         c->stored = atomic_load(&f->stored);
@@ -106,10 +108,11 @@ static void text_line(const struct shm *shm, const struct flight_copy *c, struct
 static void json_line(const struct shm *shm, const struct flight_copy *c, bool first,
                       struct buf *out)
 {
-    char turn[ID_TEXT_SIZE], provider[33], owner[16];
+    char turn[ID_TEXT_SIZE], provider[33], owner[16], trace[TRACE_ID_TEXT_SIZE];
     const char *name = provider_of(shm, c, provider);
 
     id_format(&c->turn, turn);
+    trace_format_id(&c->trace, trace);
     owner_of(c, owner);
     buf_printf(
         out,
@@ -117,13 +120,13 @@ static void json_line(const struct shm *shm, const struct flight_copy *c, bool f
         ",\"incarnation\":%" PRIu32 ",\"owner\":%s,\"readers\":%d,\"bytes\":%" PRIu64
         ",\"blocks\":%" PRIu32 ",\"age_ms\":%" PRIu64 ",\"followers\":%" PRIu64
         ",\"hits\":%" PRIu64 ",\"stored\":\"%s\",\"cancel_asked\":%s,\"closed\":%s"
-        ",\"turn_id\":\"%s\",\"provider\":",
+        ",\"turn_id\":\"%s\",\"trace_id\":\"%s\",\"provider\":",
         first ? "" : ",", c->index, kind_of(c), flight_state_name(c->word.state),
         c->word.generation, c->word.incarnation, owner[0] == '-' ? "null" : owner,
         __builtin_popcountll(c->readers), c->bytes, c->blocks, age_ms(c), c->followers,
         c->hits, flight_stored_name((enum flight_stored)c->stored),
         c->requests & FLIGHT_ASK_CANCEL ? "true" : "false",
-        c->requests & FLIGHT_CLOSED ? "true" : "false", turn);
+        c->requests & FLIGHT_CLOSED ? "true" : "false", turn, trace);
     if (name[0] == '-' && !name[1])
         buf_puts(out, "null}");
     else {

@@ -94,6 +94,7 @@ struct config_provider {
     uint32_t burst;                  /* calls at once after a pause; at least 1 */
     uint32_t concurrency;            /* calls at the same time; 1 to 256 */
     int http2;                       /* enum config_http2 */
+    bool trace;                      /* told which trace a call belongs to */
 
     struct config_origin section; /* where it first stands */
     struct config_origin origin[CONFIG_SETTINGS_MAX];

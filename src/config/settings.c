@@ -206,6 +206,10 @@ const struct setting settings[] = {
     {PROVIDER(http2), .name = "http2", .type = SETTING_ENUM, .def = "auto",
      .words = http2_words, .reload = SETTING_NEW_WORKERS,
      .help = "auto: HTTP/2 over TLS where the provider speaks it; off: HTTP/1.1"},
+    {PROVIDER(trace), .name = "trace", .type = SETTING_BOOL, .def = "off",
+     .reload = SETTING_NEW_WORKERS,
+     .help = "whether calls have a traceparent header (W3C) with the trace id of the request "
+             "that led to them"},
 
     {FLAG(coalesce_enabled), .name = "COALESCE_ENABLED", .env = "COALESCE_ENABLED",
      .type = SETTING_BOOL, .def = "on", .reload = SETTING_IN_PLACE,

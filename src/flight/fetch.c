@@ -250,6 +250,7 @@ static void call_provider(struct fetch *f)
 {
     struct flights *fl = f->lf->fl;
     struct json_object *messages = make_messages(f);
+    char traceparent[TRACE_PARENT_SIZE];
     struct upstream_request req = {
         .model = f->request.model, .messages = messages, .params = f->request.params};
     enum dac_err e = DAC_E_NOMEM;
@@ -263,6 +264,12 @@ static void call_provider(struct fetch *f)
                           atomic_load(&fl->shm->slots[fl->shm->self].ordinal) + 1,
                           memory_order_relaxed);
     DAC_ASSERT(flight_advance(fl->shm, f->lf->ref, FLIGHT_FETCHING) == DAC_OK);
+    if (config_provider_at(fl->config, f->provider)->trace) {
+        const struct trace trace = flight_trace(fl->shm, f->lf->ref.index);
+
+        trace_format_parent(&trace, traceparent);
+        req.traceparent = traceparent;
+    }
     if (messages)
         e = upstream_start(fl->upstream, &fl->providers[f->provider].upstream, &req,
                            &fetch_upstream_ops, f, &f->call);

@@ -187,6 +187,7 @@ static enum dac_err make_join(const struct flights *fl, const struct ask *ask,
     if (e == DAC_OK)
         e = key_org(ask->kind == FLIGHT_THREAD ? ask->thread.org : ask->request.org,
                     jr->org);
+    jr->trace = *http_trace(ask->ex);
     jr->kind = ask->kind;
     jr->provider = ask->provider;
     jr->now_ns = clock_now_ns();

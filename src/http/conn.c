@@ -224,6 +224,7 @@ static bool on_head(struct conn *c, bool more_input)
     ex->minor = (uint8_t)r->minor;
     ex->method = r->method;
     ex->client_keeps = h1_keep_alive(r);
+    (void)trace_parse(h1_header(r, "traceparent"), &ex->trace);
     if (exchange_route(ex) != DAC_OK) {
         exchange_over(ex);
         conn_close(c);

@@ -283,6 +283,13 @@ uint64_t http_arrived_ns(const struct http_exchange *ex)
     return checked(ex)->arrived_ns;
 }
 
+const struct trace *http_trace(struct http_exchange *ex)
+{
+    if (!trace_given(&checked(ex)->trace))
+        ex->trace = trace_new();
+    return &ex->trace;
+}
+
 void *http_ctx(const struct http_exchange *ex)
 {
     return checked(ex)->conn->server->opt.ctx;

@@ -27,6 +27,7 @@
 
 #include "base/bytes.h"
 #include "base/err.h"
+#include "base/trace.h"
 
 struct event_base;
 struct http_server;
@@ -139,11 +140,14 @@ bool http_header_has_token(const struct http_exchange *ex, const char *name,
 const char *http_body(const struct http_exchange *ex, size_t *len);
 /* CLOCK_MONOTONIC ns at which the request was read whole. */
 uint64_t http_arrived_ns(const struct http_exchange *ex);
+/* The trace that it belongs to: what its traceparent header says, or a new one if there
+ * is none that is valid. Stays when the request is forgotten. */
+const struct trace *http_trace(struct http_exchange *ex);
 void *http_ctx(const struct http_exchange *ex);
 /* Releases the request's head and body, for an exchange that waits long for its answer.
- * All strings above become invalid and the accessors say NULL or nothing; the method and
- * the time stay. http_stream_begin() does the same, but if it is called inside the
- * handler the strings live until that returns. */
+ * All strings above become invalid and the accessors say NULL or nothing; the method,
+ * the time and the trace stay. http_stream_begin() does the same, but if it is called
+ * inside the handler the strings live until that returns. */
 void http_forget_request(struct http_exchange *ex);
 
 /* --- response ----------------------------------------------------------------------- */

@@ -126,6 +126,7 @@ struct http_exchange {
     void *user;
     struct inbound *in; /* owned; NULL once forgotten */
     uint64_t arrived_ns;
+    struct trace trace; /* none: not given, and not asked for yet */
     struct buf headers; /* the handler's; later the whole head, until it is sent */
 };
 

@@ -22,6 +22,7 @@
 #include <event2/event_struct.h>
 #include <sys/queue.h>
 
+#include "base/trace.h"
 #include "upstream/dialect.h"
 #include "upstream/upstream.h"
 
@@ -47,6 +48,8 @@ struct upstream_call {
     struct buf held;  /* came in while the call was paused, or too much for one turn */
     struct buf auth;
     struct curl_slist auth_node;
+    char trace[sizeof("traceparent: ") + TRACE_PARENT_LEN]; /* header, "": none */
+    struct curl_slist trace_node;
     char curl_error[CURL_ERROR_SIZE];
 
     /* the head of the answer */

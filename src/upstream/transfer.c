@@ -98,6 +98,10 @@ static enum dac_err set_headers(struct upstream_call *c)
         c->auth_node = (struct curl_slist){.data = c->auth.data, .next = headers};
         headers = &c->auth_node;
     }
+    if (c->trace[0] != '\0') {
+        c->trace_node = (struct curl_slist){.data = c->trace, .next = headers};
+        headers = &c->trace_node;
+    }
     return curl_easy_setopt(c->easy, CURLOPT_HTTPHEADER, headers) == CURLE_OK
                ? DAC_OK
                : DAC_E_NOMEM;

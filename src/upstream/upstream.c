@@ -10,6 +10,7 @@
  */
 #include "upstream/upstream.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -385,6 +386,9 @@ enum dac_err upstream_start(struct upstream *u, const struct upstream_provider *
         return DAC_E_NOMEM;
     call_init(c, p, d, ops, arg);
     TAILQ_INSERT_TAIL(&u->calls, c, all);
+    c->trace[0] = '\0';
+    if (req->traceparent)
+        snprintf(c->trace, sizeof(c->trace), "traceparent: %s", req->traceparent);
     d->put_request(&c->body, req);
     e = c->body.failed ? DAC_E_NOMEM : transfer_prepare(c);
     if (e == DAC_OK && u->depth == 0 && !add(c))

@@ -51,6 +51,7 @@ struct upstream_request {
     struct json_object
         *messages;              /* borrowed during upstream_start(): array of messages */
     struct json_object *params; /* borrowed: further members of the body; NULL: none */
+    const char *traceparent;    /* value of that header, copied; NULL: none is sent */
 };
 
 enum upstream_outcome {

@@ -68,6 +68,7 @@ START_TEST(provider_defaults_and_lookup)
     ck_assert_str_eq(b->base_url, "http://[::1]:8080");
     ck_assert_int_eq(a->dialect, 0);
     ck_assert_int_eq(a->http2, CONFIG_HTTP2_AUTO);
+    ck_assert(!a->trace);
     ck_assert_ptr_null(a->api_key);
     ck_assert_ptr_null(a->ca_file);
     ck_assert_uint_eq(a->connect_timeout_ns, 5 * NS_PER_S);
@@ -108,7 +109,8 @@ START_TEST(values_as_people_write_them)
                   "models = a;b,#c # d\n"
                   "base_url = HTTPS://h_1.example-x:65535/a/b%20c\n"
                   "rps = 0.001\n"
-                  "http2 = off",
+                  "http2 = off\n"
+                  "trace = on",
                   NULL);
 
     ck_assert_str_eq(cfg->name, "a.b_c-1");
@@ -133,6 +135,7 @@ START_TEST(values_as_people_write_them)
     ck_assert_str_eq(cfg->providers[0].models.items[1], "#c # d");
     ck_assert_uint_eq(cfg->providers[0].burst, 1);
     ck_assert_int_eq(cfg->providers[0].http2, CONFIG_HTTP2_OFF);
+    ck_assert(cfg->providers[0].trace);
     config_free(cfg);
 }
 END_TEST

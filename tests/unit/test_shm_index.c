@@ -152,6 +152,7 @@ START_TEST(leader_is_filled_in_and_has_an_open_log)
     struct join_result r;
 
     memset(req.org, 5, sizeof(req.org));
+    req.trace = (struct trace){.id = {1, [15] = 9}, .flags = TRACE_SAMPLED};
     req.provider = 0;
     req.kind = FLIGHT_THREAD;
     req.created_us = 77;
@@ -160,6 +161,8 @@ START_TEST(leader_is_filled_in_and_has_an_open_log)
     ck_assert_int_eq(memcmp(f->key, req.key, sizeof(f->key)), 0);
     ck_assert_int_eq(memcmp(f->turn_id, req.turn_id, 16), 0);
     ck_assert_int_eq(memcmp(f->org, req.org, 16), 0);
+    const struct trace trace = flight_trace(&shm, r.ref.index);
+    ck_assert_mem_eq(&trace, &req.trace, sizeof(trace));
     ck_assert_uint_eq(atomic_load(&f->kind), FLIGHT_THREAD);
     ck_assert_uint_eq(atomic_load(&f->arrived_ns), req.arrived_ns);
     ck_assert_uint_eq(atomic_load(&f->result_ttl_ns), req.result_ttl_ns);
