@@ -15,6 +15,7 @@
 #include "config.h"
 #include "dacctl.h"
 #include "dacctl_config.h"
+#include "dacctl_exit.h"
 #include "dacctl_store.h"
 
 #define OUTPUT_MAX (UINT64_C(64) << 20)
@@ -40,29 +41,24 @@ static const char usage[] =
     "pauses\n"
     "  turns tail   the last turns, and each one that ends from now on\n"
     "  flights   one line per flight in memory\n"
-    "  check     every structure, of a dead instance's memory too: says what is wrong;\n"
-    "            exits 0: nothing, 1: something, 2: there was nothing to look at\n"
-    "  reload    has the configuration read again, and says what came of it; exits 0: it "
-    "is\n"
-    "            in effect, or waits for old workers to end; 1: refused, nothing has "
-    "changed;\n"
-    "            2: the master cannot be reached\n"
+    "  check     every structure, of a dead instance's memory too: says what is wrong\n"
+    "  reload    has the configuration read again, and says what came of it\n"
     "  drain     stops the service once its streams have ended; waits for it\n"
-    "  cancel    stops TURN, whosever it is; exits 0: it has ended, 1: it is not there,\n"
-    "            2: the master cannot be reached, 3: it runs on\n"
+    "  cancel    stops TURN, whosever it is\n"
     "  migrate   brings the database up to date, as dacd does when it starts\n"
     "  prune     deletes what ended longer ago than AGE (90d), in small batches\n"
     "  spool     moves what waits in a spool that was set aside to the database\n"
     "  config    show: every setting's value and where it came from, in the file; with\n"
     "            -n what is in effect there. explain NAME: what a setting is.\n"
     "            diff FILE: what a reload would do if FILE took the place of -c's\n"
-    "            (without FILE: what differs from the defaults); exits 0: nothing\n"
-    "            differs, 1: something, 2: one of them cannot be used. sample: a\n"
+    "            (without FILE: what differs from the defaults). sample: a\n"
     "            configuration to begin with, all settings in it\n"
     "\n"
     "  -n, --name NAME      the instance ([server] name; default: that of -c's FILE, or\n"
     "                       the only one that runs)\n"
-    "      --json           one JSON object instead of tables\n"
+    "      --json           one JSON object instead of tables, of top and turns tail "
+    "one a\n"
+    "                       line; progress and problems are on standard error\n"
     "  -c, --config FILE    the configuration (default: as for dacd)\n"
     "  -d, --database NAME  another one: a libpq connection string or an SQLite file\n"
     "      --all            also what the spool only keeps, and of a damaged one what "
@@ -74,35 +70,49 @@ static const char usage[] =
     "      --print-roles    print the SQL that makes PostgreSQL's roles, and do nothing\n"
     "      --older-than AGE a number and one of s, m, h, d\n"
     "  -V, --version        print the version and exit\n"
-    "  -h, --help           print this and exit\n";
+    "  -h, --help           print this and exit\n"
+    "\n"
+    "Exit codes, the same of every command:\n"
+    "  0  done. check: nothing is wrong; config diff: nothing differs; reload: it is in\n"
+    "     effect, or waits for old workers to end\n"
+    "  1  not done, or the answer is no. check: something is wrong; config diff: "
+    "something\n"
+    "     differs; config explain: there is no such setting; reload: refused, nothing "
+    "has\n"
+    "     changed; cancel: there is no such turn; migrate: refused, nothing has "
+    "changed;\n"
+    "     prune, spool: it did not get to the end, and may be run again\n"
+    "  2  nothing was begun: the command line is wrong; there is no such instance,\n"
+    "     configuration, database or spool, or it cannot be used; the master cannot be\n"
+    "     reached. Or the output could not be written\n"
+    "  3  cancel: the turn runs on\n";
 
 static const struct command {
     const char *name;
     int (*run)(struct shm *shm, const char *name, bool json, struct buf *out);
-    int no_segment; /* what to exit with if there is none to look at */
     int (*run_on_store)(const struct store_arguments *args); /* instead of `run` */
     const char *takes; /* what stands behind it, NULL: nothing */
     bool takes_word;   /* `run` gets that, not the instance's name */
 } commands[] = {
-    {"status", dacctl_status, 1, NULL, NULL, false},
-    {"top", dacctl_top, 1, NULL, NULL, false},
-    {"counters", dacctl_counters, 1, NULL, NULL, false},
-    {"pacer", dacctl_pacer, 1, NULL, NULL, false},
-    {"turns", dacctl_turns, 1, NULL, "the word tail", true},
-    {"flights", dacctl_flights, 1, NULL, NULL, false},
-    {"check", dacctl_check, 2, NULL, NULL, false},
-    {"reload", dacctl_reload, 2, NULL, NULL, true},
-    {"drain", dacctl_drain, 2, NULL, NULL, true},
-    {"cancel", dacctl_cancel, 2, NULL, "the id of one turn", true},
-    {"migrate", NULL, 1, dacctl_migrate, NULL, false},
-    {"prune", NULL, 1, dacctl_prune, NULL, false},
-    {"spool", NULL, 1, dacctl_spool, "one file", false},
-    {"config", NULL, 1, NULL, NULL, false}, /* has commands of its own */
+    {"status", dacctl_status, NULL, NULL, false},
+    {"top", dacctl_top, NULL, NULL, false},
+    {"counters", dacctl_counters, NULL, NULL, false},
+    {"pacer", dacctl_pacer, NULL, NULL, false},
+    {"turns", dacctl_turns, NULL, "the word tail", true},
+    {"flights", dacctl_flights, NULL, NULL, false},
+    {"check", dacctl_check, NULL, NULL, false},
+    {"reload", dacctl_reload, NULL, NULL, true},
+    {"drain", dacctl_drain, NULL, NULL, true},
+    {"cancel", dacctl_cancel, NULL, "the id of one turn", true},
+    {"migrate", NULL, dacctl_migrate, NULL, false},
+    {"prune", NULL, dacctl_prune, NULL, false},
+    {"spool", NULL, dacctl_spool, "one file", false},
+    {"config", NULL, NULL, NULL, false}, /* has commands of its own */
 };
 
 /* config show, of an instance instead of a file. */
-static const struct command running_config = {
-    "config show", dacctl_running_config, 2, NULL, NULL, false};
+static const struct command running_config = {"config show", dacctl_running_config, NULL,
+                                              NULL, false};
 
 struct arguments {
     const char *name; /* NULL: the only instance */
@@ -172,23 +182,23 @@ static int parse_arguments(int argc, char **argv, struct arguments *out)
             break;
         case 'V':
             puts("dacctl " DAC_VERSION);
-            return 0;
+            return EXIT_DONE;
         case 'h':
             fputs(usage, stdout);
-            return 0;
+            return EXIT_DONE;
         default:
             fputs(usage, stderr);
-            return 1;
+            return EXIT_UNUSABLE;
         }
     }
     if (optind == argc) {
         fprintf(stderr, "dacctl: a command is needed\n\n%s", usage);
-        return 1;
+        return EXIT_UNUSABLE;
     }
     out->command = find_command(argv[optind]);
     if (!out->command) {
         fprintf(stderr, "dacctl: unknown command \"%s\"\n\n%s", argv[optind], usage);
-        return 1;
+        return EXIT_UNUSABLE;
     }
     if (is_config(out->command)) {
         out->words = argv + optind + 1;
@@ -198,7 +208,7 @@ static int parse_arguments(int argc, char **argv, struct arguments *out)
     if (optind + 1 + (out->command->takes != NULL) != argc) {
         fprintf(stderr, "dacctl: %s takes %s\n\n%s", out->command->name,
                 out->command->takes ? out->command->takes : "nothing behind it", usage);
-        return 1;
+        return EXIT_UNUSABLE;
     }
     out->word = out->command->takes ? argv[optind + 1] : "";
     out->store.file = out->word;
@@ -238,16 +248,16 @@ static int run(const struct arguments *args, const char *name)
 
     if (segment_attach(name, &shm, why, sizeof(why)) != DAC_OK) {
         fprintf(stderr, "dacctl: %s\n", why);
-        return args->command->no_segment;
+        return EXIT_UNUSABLE;
     }
     rc = args->command->run(&shm, args->command->takes_word ? args->word : name,
                             args->json, &out);
     if (out.failed) {
         fputs("dacctl: out of memory\n", stderr);
-        rc = args->command->no_segment;
+        rc = EXIT_UNUSABLE;
     } else if (fwrite(out.data, 1, out.len, stdout) != out.len || fflush(stdout) != 0) {
         fprintf(stderr, "dacctl: could not write: %s\n", strerror(errno));
-        rc = args->command->no_segment;
+        rc = EXIT_UNUSABLE;
     }
     buf_free(&out);
     segment_detach(&shm);
@@ -265,7 +275,7 @@ int main(int argc, char **argv)
     if (is_config(args.command) && args.name) {
         if (args.word_count != 1 || strcmp(args.words[0], "show") != 0) {
             fputs("dacctl: of an instance (-n) there is config show alone\n", stderr);
-            return 1;
+            return EXIT_UNUSABLE;
         }
         args.command = &running_config;
     }
@@ -276,14 +286,14 @@ int main(int argc, char **argv)
     if (args.name) {
         if (strlen(args.name) >= sizeof(name) || strchr(args.name, '/')) {
             fprintf(stderr, "dacctl: \"%s\" is no name of an instance\n", args.name);
-            return args.command->no_segment;
+            return EXIT_UNUSABLE;
         }
         snprintf(name, sizeof(name), "%s", args.name);
     } else if (args.store.conf) {
         if (!dacctl_config_instance(args.store.conf, name, sizeof(name)))
-            return args.command->no_segment;
+            return EXIT_UNUSABLE;
     } else if (!only_instance(name, sizeof(name))) {
-        return args.command->no_segment;
+        return EXIT_UNUSABLE;
     }
     return run(&args, name);
 }

@@ -8,8 +8,7 @@
  *            holders of the locks would have done, then everything must be right
  *
  * The lock is looked for in /proc/locks and not tried: a dacd that starts at that moment
- * would find it taken. Exits 0: nothing is wrong; 1: something is; 2 (dacctl.c): no
- * segment to look at.
+ * would find it taken.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -26,6 +25,7 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "dacctl.h"
+#include "dacctl_exit.h"
 #include "shm/verify.h"
 
 #define PASSES    3
@@ -354,11 +354,11 @@ int dacctl_check(struct shm *shm, const char *name, bool json, struct buf *out)
     } else if (!check_dead(shm, &r)) {
         fprintf(stderr, "dacctl: could not copy %zu MiB to look at: %s\n",
                 shm->size >> 20, strerror(errno));
-        return 2;
+        return EXIT_UNUSABLE;
     }
     if (json)
         json_report(shm, life, &r, out);
     else
         text_report(shm, life, &r, out);
-    return count_problems(&r) > 0 ? 1 : 0;
+    return count_problems(&r) > 0 ? EXIT_NOT_DONE : EXIT_DONE;
 }

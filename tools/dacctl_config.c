@@ -17,15 +17,9 @@
 #include "config/config.h"
 #include "config/describe.h"
 #include "config/live.h"
+#include "dacctl_exit.h"
 
 #define OUTPUT_MAX (UINT64_C(64) << 20)
-
-enum {
-    EXIT_GOOD = 0,
-    EXIT_BAD = 1,     /* show, explain: it cannot be told */
-    EXIT_DIFFERS = 1, /* diff, as of diff(1) */
-    EXIT_TROUBLE = 2,
-};
 
 /* Prints what was gathered. False: it has said why not. */
 static bool put_out(struct buf *out)
@@ -112,7 +106,7 @@ static int show_json(const char *conf)
             out.failed = true;
     }
     buf_puts(&out, "}\n");
-    int rc = put_out(&out) && cfg ? EXIT_GOOD : EXIT_BAD;
+    int rc = put_out(&out) && cfg ? EXIT_DONE : EXIT_UNUSABLE;
 
     config_free(cfg);
     return rc;
@@ -128,13 +122,13 @@ static int show(const char *conf, const char *word, bool json)
         return show_json(conf);
     cfg = load(conf, NULL);
     if (!cfg)
-        return EXIT_BAD;
+        return EXIT_UNUSABLE;
     config_print(cfg, stdout);
     config_free(cfg);
     ok = fflush(stdout) == 0;
     if (!ok)
         fprintf(stderr, "dacctl: could not write: %s\n", strerror(errno));
-    return ok ? EXIT_GOOD : EXIT_BAD;
+    return ok ? EXIT_DONE : EXIT_UNUSABLE;
 }
 
 /* --- explain ------------------------------------------------------------------------ */
@@ -146,7 +140,13 @@ static int explain(const char *conf, const char *word, bool json)
 
     (void)conf;
     if (config_explain(word, json, &out, &near) > 0)
-        return put_out(&out) ? EXIT_GOOD : EXIT_BAD;
+        return put_out(&out) ? EXIT_DONE : EXIT_UNUSABLE;
+    if (json) {
+        buf_puts(&out, "{\"settings\":[]");
+        json_put_member(&out, "nearest", near);
+        buf_puts(&out, "}\n");
+        (void)put_out(&out);
+    }
     buf_free(&out);
     if (near)
         fprintf(stderr, "dacctl: there is no setting \"%.100s\"; did you mean \"%s\"?\n",
@@ -156,7 +156,7 @@ static int explain(const char *conf, const char *word, bool json)
                 "dacctl: there is no setting \"%.100s\"; \"dacctl config explain\" tells "
                 "all\n",
                 word);
-    return EXIT_BAD;
+    return EXIT_NOT_DONE;
 }
 
 /* --- sample, manual ----------------------------------------------------------------- */
@@ -166,7 +166,7 @@ static int write_all(void (*put)(struct buf *out))
     struct buf out = BUF_INIT(OUTPUT_MAX);
 
     put(&out);
-    return put_out(&out) ? EXIT_GOOD : EXIT_BAD;
+    return put_out(&out) ? EXIT_DONE : EXIT_UNUSABLE;
 }
 
 static int sample(const char *conf, const char *word, bool json)
@@ -185,7 +185,7 @@ static int sample(const char *conf, const char *word, bool json)
     out.failed |= text.failed;
     buf_free(&text);
     ok = put_out(&out);
-    return ok ? EXIT_GOOD : EXIT_BAD;
+    return ok ? EXIT_DONE : EXIT_UNUSABLE;
 }
 
 /* For `make manual`. */
@@ -265,15 +265,15 @@ static int compare(const struct config *from, const struct config *to, bool is_r
     else if (n > 0 && is_reload)
         put_sum(&all, &out);
     if (!put_out(&out))
-        return EXIT_TROUBLE;
-    return n > 0 ? EXIT_DIFFERS : EXIT_GOOD;
+        return EXIT_UNUSABLE;
+    return n > 0 ? EXIT_NOT_DONE : EXIT_DONE;
 }
 
 /* From the configuration to `other`, or from the defaults to the configuration. */
 static int diff(const char *conf, const char *other, bool json)
 {
     struct config *a = load(conf, NULL), *b = NULL;
-    int rc = EXIT_TROUBLE;
+    int rc = EXIT_UNUSABLE;
 
     if (other)
         b = load(other, NULL);
@@ -292,12 +292,11 @@ static const struct {
     const char *name;
     int (*run)(const char *conf, const char *word, bool json);
     bool takes_word;
-    int usage; /* what to exit with if it is called in another way */
-} commands[] = {
-    {"show", show, false, EXIT_BAD},     {"explain", explain, true, EXIT_BAD},
-    {"diff", diff, true, EXIT_TROUBLE},  {"sample", sample, false, EXIT_BAD},
-    {"manual", manual, false, EXIT_BAD},
-};
+} commands[] = {{"show", show, false},
+                {"explain", explain, true},
+                {"diff", diff, true},
+                {"sample", sample, false},
+                {"manual", manual, false}};
 
 int dacctl_config(const char *conf, char *const *words, int n, bool json)
 {
@@ -307,10 +306,10 @@ int dacctl_config(const char *conf, char *const *words, int n, bool json)
         if (n > 1 + commands[i].takes_word) {
             fprintf(stderr, "dacctl: config %s takes %s behind it\n", words[0],
                     commands[i].takes_word ? "one word" : "nothing");
-            return commands[i].usage;
+            return EXIT_UNUSABLE;
         }
         return commands[i].run(conf, n > 1 ? words[1] : NULL, json);
     }
     fputs("dacctl: config is followed by one of show, explain, diff, sample\n", stderr);
-    return EXIT_TROUBLE;
+    return EXIT_UNUSABLE;
 }

@@ -18,17 +18,15 @@
 #include "base/ids.h"
 #include "base/json.h"
 #include "dacctl.h"
+#include "dacctl_exit.h"
 #include "shm/index.h"
 
-#define ANSWER_MAX      (256u << 10)
-#define CONFIG_MAX      (4u << 20)
-#define ANSWER_WAIT_NS  (60 * NS_PER_S) /* a reload has half of it for its new workers */
-#define CANCEL_WAIT_NS  (5 * NS_PER_S)
-#define LOOK_NS         (20 * NS_PER_MS)
-#define PROGRESS_NS     NS_PER_S
-#define EXIT_NOT_DONE   1
-#define EXIT_NO_MASTER  2
-#define EXIT_STILL_RUNS 3
+#define ANSWER_MAX     (256u << 10)
+#define CONFIG_MAX     (4u << 20)
+#define ANSWER_WAIT_NS (60 * NS_PER_S) /* a reload has half of it for its new workers */
+#define CANCEL_WAIT_NS (5 * NS_PER_S)
+#define LOOK_NS        (20 * NS_PER_MS)
+#define PROGRESS_NS    NS_PER_S
 
 /* --- asking the master
  * ------------------------------------------------------------------ */
@@ -115,7 +113,7 @@ int dacctl_reload(struct shm *shm, const char *word, bool json, struct buf *out)
 {
     struct buf text = BUF_INIT(ANSWER_MAX);
     struct json_object *answer = ask(shm, "reload", &text), *report = NULL;
-    int rc = EXIT_NO_MASTER;
+    int rc = EXIT_UNUSABLE;
 
     (void)word;
     if (answer && json) {
@@ -141,7 +139,7 @@ int dacctl_running_config(struct shm *shm, const char *word, bool json, struct b
 {
     struct buf text = BUF_INIT(CONFIG_MAX);
     struct json_object *answer = ask(shm, "config", &text), *settings = NULL;
-    int rc = answer ? EXIT_NOT_DONE : EXIT_NO_MASTER;
+    int rc = answer ? EXIT_NOT_DONE : EXIT_UNUSABLE;
 
     (void)word;
     if (answer && json_object_object_get_ex(answer, "settings", &settings)) {
@@ -203,12 +201,12 @@ int dacctl_drain(struct shm *shm, const char *word, bool json, struct buf *out)
     (void)word;
     if (is_gone(shm)) {
         fputs("dacctl: its master is gone already\n", stderr);
-        return EXIT_NO_MASTER;
+        return EXIT_UNUSABLE;
     }
     answer = ask(shm, "drain", &text);
     buf_free(&text);
     if (!answer)
-        return EXIT_NO_MASTER;
+        return EXIT_UNUSABLE;
     json_object_put(answer);
     while (!is_gone(shm)) {
         rest();
@@ -269,7 +267,7 @@ static int cancel_elsewhere(const struct shm *shm, const char *word, bool json,
     fprintf(stderr,
             "dacctl: turn %s is not in memory: it ended a while ago, or never was\n",
             word);
-    return EXIT_NOT_DONE;
+    return json ? tell(word, "not in memory", true, out, EXIT_NOT_DONE) : EXIT_NOT_DONE;
 }
 
 int dacctl_cancel(struct shm *shm, const char *word, bool json, struct buf *out)
@@ -285,7 +283,7 @@ int dacctl_cancel(struct shm *shm, const char *word, bool json, struct buf *out)
     if (!id_parse(word, strlen(word), &id)) {
         fprintf(stderr, "dacctl: \"%s\" is no turn's id; dacctl flights shows them\n",
                 word);
-        return EXIT_NOT_DONE;
+        return EXIT_UNUSABLE;
     }
     if (!index_find_turn(shm, id.b, &ref))
         return cancel_elsewhere(shm, word, json, out);
@@ -296,7 +294,7 @@ int dacctl_cancel(struct shm *shm, const char *word, bool json, struct buf *out)
     answer = ask(shm, request, &text);
     buf_free(&text);
     if (!answer)
-        return EXIT_NO_MASTER;
+        return EXIT_UNUSABLE;
     json_object_put(answer);
     while (w.incarnation == ref.incarnation && !flight_state_ended(w.state)) {
         if (clock_now_ns() > until)

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "dacctl_exit.h"
 #include "dacctl_store.h"
 #include "store/migrations.h"
 #include "store/postgres_schema.h"
@@ -40,7 +41,7 @@ static int json_missing(const struct migration *all, size_t count, int version)
         comma = ",";
     }
     buf_puts(&b, "]}\n");
-    return store_print(&b, 0);
+    return store_print(&b, EXIT_DONE);
 }
 
 static int json_roles(void)
@@ -52,7 +53,7 @@ static int json_roles(void)
     buf_puts(&b, ",\"grants\":");
     put_text(&b, store_sql_postgres_grants);
     buf_puts(&b, "}\n");
-    return store_print(&b, 0);
+    return store_print(&b, EXIT_DONE);
 }
 
 /* Also where there is nothing to do. */
@@ -69,7 +70,7 @@ static int print_missing(const struct migration *all, size_t count, int version,
         if (all[i].number > version)
             printf("\n-- %03d_%s\n\n%s", all[i].number, all[i].name, all[i].sql);
     }
-    return 0;
+    return EXIT_DONE;
 }
 
 static int tell(int version, int applied, bool json)
@@ -78,20 +79,20 @@ static int tell(int version, int applied, bool json)
 
     if (json) {
         buf_printf(&b, "{\"version\":%d,\"applied\":%d}\n", version, applied);
-        return store_print(&b, 0);
+        return store_print(&b, EXIT_DONE);
     }
     if (applied > 0)
         fprintf(stderr, "dacctl: migrated from version %d to %d\n", version - applied,
                 version);
     else
         fprintf(stderr, "dacctl: nothing to do, the database has version %d\n", version);
-    return 0;
+    return EXIT_DONE;
 }
 
 static int migrate_postgres(struct database *d, const struct store_arguments *args)
 {
     struct postgres_schema schema = {0};
-    int rc = 1;
+    int rc;
 
     postgres_schema_begin(&schema, args->dry_run);
     while (schema.sql != NULL) {
@@ -102,6 +103,7 @@ static int migrate_postgres(struct database *d, const struct store_arguments *ar
     }
     if (schema.result != DAC_OK) {
         fprintf(stderr, "dacctl: %s\n", schema.why);
+        rc = store_say_no(args, EXIT_NOT_DONE);
     } else if (args->dry_run) {
         rc = print_missing(store_migrations_postgres, store_migrations_postgres_count,
                            schema.version, args->json);
@@ -119,7 +121,7 @@ static int migrate_sqlite(struct database *d, const struct store_arguments *args
     struct store *st = NULL;
     char why[512] = "out of memory";
     int version = 0;
-    int rc = 1;
+    int rc;
 
     if (sqlite_version(d->db, &version) != SQLITE_OK)
         version = 0; /* it was read a moment ago */
@@ -132,6 +134,7 @@ static int migrate_sqlite(struct database *d, const struct store_arguments *args
         rc = tell(sqlite_version_newest(), sqlite_version_newest() - version, args->json);
     } else {
         fprintf(stderr, "dacctl: %s\n", why);
+        rc = store_say_no(args, EXIT_NOT_DONE);
     }
     store_close(st);
     if (base != NULL)
@@ -148,10 +151,11 @@ int dacctl_migrate(const struct store_arguments *args)
         return json_roles();
     if (args->print_roles) {
         printf("%s\n%s", store_sql_postgres_roles, store_sql_postgres_grants);
-        return 0;
+        return EXIT_DONE;
     }
-    if (!database_open(args, &d))
-        return 1;
+    rc = database_open(args, &d);
+    if (rc != EXIT_DONE)
+        return store_say_no(args, rc);
     rc = d.pg != NULL ? migrate_postgres(&d, args) : migrate_sqlite(&d, args);
     database_close(&d);
     return rc;

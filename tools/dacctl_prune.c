@@ -13,6 +13,7 @@
 
 #include "base/clock.h"
 #include "config/value.h"
+#include "dacctl_exit.h"
 #include "dacctl_store.h"
 #include "store/sqlite.h"
 
@@ -181,7 +182,7 @@ static int tell(const struct store_arguments *args, const char *before,
                    args->dry_run ? "to be deleted" : "deleted", before, sum->turns,
                    sum->messages, sum->threads, sum->rejected,
                    whole ? "" : "; it did not get to the end");
-    return store_print(&b, whole ? 0 : 1);
+    return store_print(&b, whole ? EXIT_DONE : EXIT_NOT_DONE);
 }
 
 int dacctl_prune(const struct store_arguments *args)
@@ -191,14 +192,16 @@ int dacctl_prune(const struct store_arguments *args)
     struct pruned sum = {0};
     uint64_t age_ns;
     bool ok;
+    int rc;
 
     if (args->older_than == NULL || !value_parse_duration(args->older_than, &age_ns) ||
         age_ns == 0) {
         fputs("dacctl: prune needs --older-than and an age, such as 90d\n", stderr);
-        return 1;
+        return EXIT_UNUSABLE;
     }
-    if (!database_open(args, &d))
-        return 1;
+    rc = database_open(args, &d);
+    if (rc != EXIT_DONE)
+        return store_say_no(args, rc);
     time_ago(&d, age_ns, before);
     time_ago(&d, KEYS_LIVE_NS, keys_before);
     ok = args->dry_run ? count(&d, before, &sum) : prune(&d, before, keys_before, &sum);

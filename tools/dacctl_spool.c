@@ -20,6 +20,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "config/config.h"
+#include "dacctl_exit.h"
 #include "dacctl_store.h"
 #include "store/spool.h"
 #include "store/store.h"
@@ -307,7 +308,7 @@ static int move(struct moving *m, const struct store_options *opt, bool json)
         put_text(m, ok ? NULL : left, &b);
     if (ok && m->copy[0] != '\0')
         remove_copy(m);
-    return store_print(&b, ok ? 0 : 1);
+    return store_print(&b, ok ? EXIT_DONE : EXIT_NOT_DONE);
 }
 
 static int run(struct moving *m, const struct store_arguments *args,
@@ -318,7 +319,7 @@ static int run(struct moving *m, const struct store_arguments *args,
 
     m->path = args->file;
     if (args->all ? !open_copy(m, args->file) : !open_spool(m, args->file))
-        return 1;
+        return EXIT_UNUSABLE;
     spool_stats(m->from, &stats);
     m->total = stats.rows;
     if (!args->dry_run)
@@ -329,7 +330,7 @@ static int run(struct moving *m, const struct store_arguments *args,
         buf_printf(&b, "to be moved: %" PRIu64 " rows\n", m->total);
     if (m->copy[0] != '\0')
         remove_copy(m);
-    return store_print(&b, 0);
+    return store_print(&b, EXIT_DONE);
 }
 
 int dacctl_spool(const struct store_arguments *args)
@@ -337,7 +338,7 @@ int dacctl_spool(const struct store_arguments *args)
     struct store_options opt = {.application = "dacctl"};
     struct config *cfg = NULL;
     struct moving m = {0};
-    int rc = 1;
+    int rc = EXIT_UNUSABLE;
 
     log_set_identity("dacctl");
     log_set_level(LOG_LEVEL_ERROR);

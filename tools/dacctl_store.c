@@ -12,6 +12,7 @@
 
 #include "base/bytes.h"
 #include "config/config.h"
+#include "dacctl_exit.h"
 #include "store/sqlite.h"
 
 #define LOCK_WAIT_MS 30000
@@ -38,7 +39,7 @@ static void print_lines(const char *text)
     fprintf(stderr, "dacctl: %.*s\n", n, text);
 }
 
-static bool open_postgres(const char *conninfo, struct database *out)
+static int open_postgres(const char *conninfo, struct database *out)
 {
     const char *const names[] = {"dbname", "fallback_application_name", "client_encoding",
                                  NULL};
@@ -47,15 +48,16 @@ static bool open_postgres(const char *conninfo, struct database *out)
     out->pg = PQconnectdbParams(names, values, 1);
     if (out->pg == NULL || PQstatus(out->pg) != CONNECTION_OK) {
         print_lines(out->pg != NULL ? PQerrorMessage(out->pg) : "out of memory");
-        return false;
+        return EXIT_UNUSABLE;
     }
     PQsetNoticeReceiver(out->pg, keep_quiet, NULL);
-    return true;
+    return EXIT_DONE;
 }
 
-static bool open_sqlite(const char *path, struct database *out)
+static int open_sqlite(const char *path, struct database *out)
 {
     char why[512];
+    bool opened = false;
     int version = 0;
 
     if (access(path, F_OK) != 0) {
@@ -63,12 +65,12 @@ static bool open_sqlite(const char *path, struct database *out)
             stderr,
             "dacctl: there is no database \"%s\": %s (dacd makes it when it starts)\n",
             path, strerror(errno));
-        return false;
+        return EXIT_UNUSABLE;
     }
     out->path = strdup(path);
     if (out->path == NULL) {
         fputs("dacctl: out of memory\n", stderr);
-        return false;
+        return EXIT_UNUSABLE;
     }
     enum dac_err e =
         sqlite_connect(path, SQLITE_OPEN_READWRITE, &out->db, why, sizeof(why));
@@ -82,26 +84,29 @@ static bool open_sqlite(const char *path, struct database *out)
         else
             e = sqlite_version_check(path, version, sqlite_version_newest(), why,
                                      sizeof(why));
+        opened = rc == SQLITE_OK;
     }
     if (e != DAC_OK)
         fprintf(stderr, "dacctl: %s\n", why);
-    return e == DAC_OK;
+    if (e == DAC_OK)
+        return EXIT_DONE;
+    return opened ? EXIT_NOT_DONE : EXIT_UNUSABLE;
 }
 
-static bool open_named(const char *name, struct database *out)
+static int open_named(const char *name, struct database *out)
 {
     return database_is_conninfo(name) ? open_postgres(name, out) : open_sqlite(name, out);
 }
 
-bool database_open(const struct store_arguments *args, struct database *out)
+int database_open(const struct store_arguments *args, struct database *out)
 {
     struct config_problems problems = {0};
     struct config *cfg = NULL;
-    bool ok = false;
+    int rc = EXIT_UNUSABLE;
 
     memset(out, 0, sizeof(*out));
     if (args->database != NULL) {
-        ok = open_named(args->database, out);
+        rc = open_named(args->database, out);
     } else if (config_look(args->conf, (const char *const *)environ, &cfg, &problems) !=
                DAC_OK) {
         config_problems_print(&problems, stderr);
@@ -109,15 +114,15 @@ bool database_open(const struct store_arguments *args, struct database *out)
             "dacctl: the configuration cannot be used (-d names a database without it)\n",
             stderr);
     } else if (cfg->postgres != NULL) {
-        ok = open_postgres(cfg->postgres, out);
+        rc = open_postgres(cfg->postgres, out);
     } else {
-        ok = open_sqlite(cfg->sqlite, out);
+        rc = open_sqlite(cfg->sqlite, out);
     }
     config_problems_free(&problems);
     config_free(cfg);
-    if (!ok)
+    if (rc != EXIT_DONE)
         database_close(out);
-    return ok;
+    return rc;
 }
 
 void database_close(struct database *d)
@@ -209,11 +214,21 @@ int store_print(struct buf *b, int rc)
 {
     if (b->failed) {
         fputs("dacctl: out of memory\n", stderr);
-        rc = 1;
+        rc = EXIT_UNUSABLE;
     } else if (fwrite(b->data, 1, b->len, stdout) != b->len || fflush(stdout) != 0) {
         fprintf(stderr, "dacctl: could not write: %s\n", strerror(errno));
-        rc = 1;
+        rc = EXIT_UNUSABLE;
     }
     buf_free(b);
     return rc;
+}
+
+int store_say_no(const struct store_arguments *args, int rc)
+{
+    struct buf b = BUF_INIT(64);
+
+    if (!args->json || rc != EXIT_NOT_DONE)
+        return rc;
+    buf_puts(&b, "{\"ok\":false}\n");
+    return store_print(&b, rc);
 }

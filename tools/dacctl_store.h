@@ -33,9 +33,10 @@ struct database {
 
 /* Whether a name is a libpq connection string, not a file. */
 bool database_is_conninfo(const char *s);
-/* Opens what the arguments or the configuration name. False: it has said why. An SQLite
- * file that is not there is not made. */
-bool database_open(const struct store_arguments *args, struct database *out);
+/* Opens what the arguments or the configuration name. Returns EXIT_DONE, or what to exit
+ * with, and has said why: EXIT_UNUSABLE, EXIT_NOT_DONE if another release made it. An
+ * SQLite file that is not there is not made. */
+int database_open(const struct store_arguments *args, struct database *out);
 void database_close(struct database *d);
 /* Runs one statement whose parameters are $1 and $2 (NULL: it has none of that number).
  * *n: the rows it changed, or the number it has selected. False: it has said why, as
@@ -43,9 +44,12 @@ void database_close(struct database *d);
 bool database_run(struct database *d, const char *doing, const char *sql, const char *p1,
                   const char *p2, int64_t *n);
 
-/* Prints an object that was built, and frees it. What to exit with: `rc`, or 1 where that
- * cannot be (it has said why). */
+/* Prints an object that was built, and frees it. What to exit with: `rc`, or
+ * EXIT_UNUSABLE where that cannot be (it has said why). */
 int store_print(struct buf *b, int rc);
+
+/* Returns `rc`. With --json an answer that is no is told as an object, too. */
+int store_say_no(const struct store_arguments *args, int rc);
 
 int dacctl_migrate(const struct store_arguments *args);
 int dacctl_prune(const struct store_arguments *args);

@@ -15,6 +15,7 @@
 #include "base/ids.h"
 #include "base/json.h"
 #include "dacctl.h"
+#include "dacctl_exit.h"
 #include "shm/flight.h"
 #include "shm/pacer.h"
 #include "shm/sample.h"
@@ -106,7 +107,7 @@ int dacctl_turns(struct shm *shm, const char *word, bool json, struct buf *out)
 
     if (strcmp(word, "tail") != 0) {
         fprintf(stderr, "dacctl: turns takes the word tail\n");
-        return 1;
+        return EXIT_UNUSABLE;
     }
     for (;;) {
         end = atomic_load(&shm->hdr->sample_seq);
@@ -116,7 +117,7 @@ int dacctl_turns(struct shm *shm, const char *word, bool json, struct buf *out)
             if (sample_read_one(shm, next, &s))
                 put_turn(shm, &s, json, out);
         if (!flush(out))
-            return 1;
+            return EXIT_UNUSABLE;
         if (is_over(shm))
             return 0;
         if (!wait_a_while(TAIL_NS))
@@ -190,7 +191,7 @@ int dacctl_top(struct shm *shm, const char *name, bool json, struct buf *out)
         }
         before = now;
         if (!flush(out))
-            return 1;
+            return EXIT_UNUSABLE;
     } while (!is_over(shm));
     return 0;
 }

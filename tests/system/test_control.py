@@ -98,7 +98,7 @@ def test_config_show_of_an_instance_is_what_is_in_effect(dac):
     assert code == 0 and re.search(r"^shm_size = 48m\b", text, re.M)
     assert re.sub(r"(?m)^shm_size.*$", "", text) == re.sub(r"(?m)^shm_size.*$", "", of_file.stdout)
     code, out, err = run(dac, "config", "explain")
-    assert (code, out) == (1, "") and "config show" in err
+    assert (code, out) == (2, "") and "config show" in err
 
 
 async def test_reload_says_that_it_waits(dac, mock):
@@ -166,7 +166,7 @@ def test_cancel_of_what_is_not_there(dac):
     code, _, err = run(dac, "cancel", "0191d5a0-0000-7000-8000-000000000000")
     assert code == 1 and "not in memory" in err
     code, _, err = run(dac, "cancel", "kumquats")
-    assert code == 1 and "no turn's id" in err
+    assert code == 2 and "no turn's id" in err
 
 
 # --- the socket ---

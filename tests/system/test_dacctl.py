@@ -78,18 +78,18 @@ def test_a_configuration_names_the_instance(make_dac, tmp_path):
 
 def test_what_is_wrong_is_said(dac, tmp_path):
     code, _, err = run("-n", "no-such-instance", "status")
-    assert code == 1 and "no-such-instance" in err
+    assert code == 2 and "no-such-instance" in err
     code, _, err = run("-n", "../../etc/passwd", "status")
-    assert code == 1 and "no name" in err
+    assert code == 2 and "no name" in err
     for wrong in ([], ["nonsense"], ["status", "flights"], ["--nonsense"]):
         code, out, err = run(*wrong)
-        assert code == 1 and "Usage" in err and out == ""
+        assert code == 2 and "Usage" in err and out == ""
     assert run("--version")[1].startswith("dacctl ")
     segment = f"dac-test-{os.getpid()}"
     with open(f"/dev/shm/{segment}", "wb") as f:
         f.write(b"x" * 100_000)
     try:
         code, _, err = run("-n", segment, "status")
-        assert code == 1 and "segment" in err
+        assert code == 2 and "segment" in err
     finally:
         os.unlink(f"/dev/shm/{segment}")

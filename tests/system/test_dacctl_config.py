@@ -91,9 +91,9 @@ def test_problems_are_told_all_at_once(conf):
         f'{path}:5: body_max: "1x" is not a size like 4096, 64k or 48m; choose 1k to 64m',
         f'{path}:15: error_ttl: "2h" is out of range; choose 0s to 1h',
     ]
-    for p in (run("dacd", "-t", "-c", path, exit=1), config("show", "-c", path, exit=1)):
+    for p in (run("dacd", "-t", "-c", path, exit=1), config("show", "-c", path, exit=2)):
         assert p.stderr.splitlines()[:3] == expected and p.stdout == ""
-    said = json.loads(config("show", "--json", "-c", path, exit=1).stdout)
+    said = json.loads(config("show", "--json", "-c", path, exit=2).stdout)
     assert [f"{p['file']}:{p['line']}: {p['text']}" for p in said["problems"]] == expected
     assert "settings" not in said
     config("diff", path, "-c", conf(name="good.conf"), exit=2)
@@ -141,7 +141,7 @@ def test_diff_says_what_a_reload_would_do(conf):
 def test_wrong_calls_exit_otherwise_than_answers():
     config(exit=2)
     config("shwo", exit=2)
-    config("show", "x", exit=1)
+    config("show", "x", exit=2)
     config("diff", "x", "y", exit=2)
 
 

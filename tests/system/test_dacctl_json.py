@@ -9,7 +9,8 @@ import subprocess
 
 import pytest
 
-from lib.dacd import BUILD, write_ini
+from lib.dacd import BUILD, ROOT, write_ini
+from lib.database import Sqlite, add_turn
 from lib.provider import say
 from lib.service import fetcher_of
 
@@ -87,53 +88,105 @@ def test_what_migrate_says(tmp_path):
     assert json.loads(run("-d", path, "--json", "migrate")[1])["applied"] == 0
     assert json.loads(run("-d", path, "--json", "migrate", "--dry-run")[1])["missing"] == []
     code, out, err = run("-d", tmp_path / "none.db", "--json", "migrate")
-    assert (code, out) == (1, "") and "none.db" in err
+    assert (code, out) == (2, "") and "none.db" in err
 
 
-# --- exit codes ---
+# --- exit codes; 0 and 1 of check are in test_dacctl_check.py ---
 
 
-def test_a_wrong_command_line_is_1():
-    for args in ([], ["nonsense"], ["--nonsense", "status"], ["status", "more"], ["prune"], ["spool"]):
+def exits(code, *args):
+    """A command exits so, with --json too, and then prints an object, which it may spare itself with 2."""
+    for more in ([], ["--json"]):
+        exited, out, err = run(*more, *args)
+        assert exited == code, f"{args}: {exited}, {out}{err}"
+        assert err != "" or code != 2, args
+        if more and (out or code != 2):
+            json.loads(out)
+
+
+def test_0_and_1_of_config(tmp_path):
+    conf, other = tmp_path / "dac.conf", tmp_path / "other.conf"
+    text = "[server]\nenv_file =\n[provider p]\nbase_url = http://127.0.0.1:9/v1\n"
+    conf.write_text(text)
+    other.write_text(text + "rps = 7\n")
+    exits(0, "-c", conf, "config", "show")
+    exits(0, "-c", conf, "config", "diff", conf)
+    exits(1, "-c", conf, "config", "diff", other)
+    exits(0, "config", "explain", "workers")
+    exits(1, "config", "explain", "wrokers")
+    exits(0, "config", "sample")
+
+
+def test_0_and_1_of_the_database(tmp_path):
+    db = Sqlite(tmp_path / "some.db")
+    db.path.touch()
+    exits(0, "-d", db.name, "migrate", "--dry-run")
+    exits(0, "-d", db.name, "migrate")
+    exits(0, "-d", db.name, "prune", "--older-than", "1d")
+    add_turn(db)
+    db.sql("UPDATE turns SET finished_at = '2020-01-01 00:00:00.000000'")
+    db.script("CREATE TRIGGER no BEFORE DELETE ON turns BEGIN SELECT RAISE(ABORT, 'never'); END;")
+    exits(1, "-d", db.name, "prune", "--older-than", "1d")
+    db.sql("INSERT INTO schema_migrations (version, name, applied_at) VALUES (99, 'future', '2026-01-01 00:00:00.000000')")
+    db.sql("PRAGMA user_version = 99")
+    exits(1, "-d", db.name, "migrate")
+    exits(1, "-d", db.name, "prune", "--older-than", "1d")
+
+
+def test_2_is_nothing_to_work_on(tmp_path):
+    none = ("-n", "dactest-none")
+    for command in sorted(named_in_help() - {"turns", "cancel", "migrate", "prune", "spool", "config"}):
+        exits(2, *none, command)
+    exits(2, *none, "turns", "tail")
+    exits(2, *none, "config", "show")
+    exits(2, *none, "cancel", NO_TURN)
+    missing = tmp_path / "missing"
+    bad = tmp_path / "bad.conf"
+    bad.write_text("[server]\nnonsense = 1\n")
+    for where in (("-d", missing), ("-c", missing), ("-c", bad), ("-d", f"host={tmp_path} dbname=none")):
+        exits(2, *where, "migrate")
+        exits(2, *where, "prune", "--older-than", "1d")
+    for where in (("-d", missing), ("-c", missing), ("-c", bad)):
+        exits(2, *where, "spool", missing)
+    for conf in (missing, bad):
+        exits(2, "-c", conf, "status")
+        exits(2, "-c", conf, "config", "show")
+        exits(2, "-c", conf, "config", "diff")
+
+
+def test_2_is_a_wrong_command_line():
+    for args in (
+        [], ["nonsense"], ["--nonsense", "status"], ["status", "more"], ["cancel"], ["turns"], ["prune"], ["spool"],
+        ["prune", "--older-than", "soon"], ["config"], ["config", "nonsense"], ["config", "show", "more"],
+        ["config", "diff", "one", "more"],
+    ):  # fmt: skip
         code, out, err = run(*args)
-        assert code == 1 and out == "" and err, args
+        assert code == 2 and out == "" and err, args
 
 
-def test_without_an_instance():
-    for command, expected in (
-        ("status", 1),
-        ("top", 1),
-        ("counters", 1),
-        ("pacer", 1),
-        ("flights", 1),
-        ("check", 2),
-        ("reload", 2),
-        ("drain", 2),
-    ):
-        code, out, err = run("-n", "dactest-none", command, "--json")
-        assert (code, out) == (expected, "") and "dactest-none" in err, command
-    assert run("-n", "dactest-none", "turns", "tail")[0] == 1
-    assert run("-n", "dactest-none", "config", "show")[0] == 2
-    assert run("-n", "dactest-none", "cancel", NO_TURN)[0] == 2
+def test_2_is_what_could_not_be_written():
+    with open("/dev/full", "w") as full:
+        for args in (["config", "sample"], ["--json", "config", "sample"], ["--json", "migrate", "--print-roles"]):
+            p = subprocess.run([BUILD / "dacctl", *args], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+            assert p.returncode == 2 and "could not write" in p.stderr, args
 
 
-def test_config_diff_has_three(make_dac, tmp_path):
-    dac = make_dac(start=False)
-    write_ini(dac.conf, dac.sections)
-    dac.env_file.touch()
-    assert run("-c", dac.conf, "config", "diff", dac.conf)[0] == 0
-    assert run("-c", dac.conf, "config", "diff")[0] == 1
-    assert run("-c", dac.conf, "config", "diff", tmp_path / "none")[0] == 2
+def test_the_codes_are_written_where_one_looks():
+    page = (ROOT / "docs/man/dacctl.1").read_text().split(".SH EXIT STATUS")[1].split(".SH ")[0]
+    assert re.findall(r"^\.B (\d)$", page, re.M) == ["0", "1", "2", "3"]
+    assert re.findall(r"^  (\d)  ", run("--help")[1].split("Exit codes")[1], re.M) == ["0", "1", "2", "3"]
 
 
 async def test_of_what_is_asked_of_the_master(make_dac, mock):
     dac = make_dac()
     dac.allow_log.append(r"refused|dac.conf:|worker|watchdog")
-    assert run("-n", dac.name, "reload")[0] == 0
-    assert run("-n", dac.name, "cancel", NO_TURN)[0] == 1
+    exits(0, "-n", dac.name, "reload")
+    exits(1, "-n", dac.name, "cancel", NO_TURN)
+    exits(2, "-n", dac.name, "cancel", "kumquats")
+    exits(2, "-n", dac.name, "turns", "head")
     dac.sections["server"]["nonsense"] = 1
     write_ini(dac.conf, dac.sections)
-    assert run("-n", dac.name, "reload")[0] == 1
+    exits(1, "-n", dac.name, "reload")
     stream = await dac.open_ask(await dac.thread(), say("runs on", tokens=10, barrier="go@2"))
     await stream.until("delta")
     turn = stream.one("meta").data["turn_id"]
@@ -145,4 +198,6 @@ async def test_of_what_is_asked_of_the_master(make_dac, mock):
         os.kill(fetcher, signal.SIGCONT)
     assert code == 3 and json.loads(out) == {"ok": False, "turn_id": turn, "status": "running"}
     await stream.rest()
-    assert run("-n", dac.name, "cancel", turn)[0] == 0
+    exits(0, "-n", dac.name, "cancel", turn)
+    (dac.folder / "control.sock").unlink()  # nobody can reach the master any more
+    exits(2, "-n", dac.name, "reload")

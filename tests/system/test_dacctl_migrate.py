@@ -213,10 +213,10 @@ def test_every_older_postgres_database_is_brought_up_to_date(postgres, version):
 
 def test_a_database_that_is_not_there_is_said_so(tmp_path, postgres):
     p = dacctl("-d", str(tmp_path / "none.db"), "migrate", check=False)
-    assert p.returncode == 1 and "none.db" in p.stderr and not (tmp_path / "none.db").exists()
+    assert p.returncode == 2 and "none.db" in p.stderr and not (tmp_path / "none.db").exists()
     postgres.stop()
     p = dacctl("-d", postgres.conninfo(), "migrate", check=False)
-    assert p.returncode == 1 and "refused" in p.stderr or "No such file" in p.stderr
+    assert p.returncode == 2 and "refused" in p.stderr or "No such file" in p.stderr
 
 
 def test_the_configured_database_is_taken(tmp_path, postgres):
@@ -229,4 +229,4 @@ def test_the_configured_database_is_taken(tmp_path, postgres):
     assert postgres.value("SELECT count(*) FROM turns") == 0
     conf.write_text("[store]\nnonsense = 1\n")
     p = dacctl("-c", conf, "migrate", check=False)
-    assert p.returncode == 1 and "nonsense" in p.stderr
+    assert p.returncode == 2 and "nonsense" in p.stderr

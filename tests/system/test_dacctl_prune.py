@@ -1,6 +1,7 @@
 """`dacctl prune` deletes what is old enough, all of that and nothing else, beside the service."""
 
 import datetime
+import json
 import sqlite3
 import threading
 import time
@@ -138,17 +139,17 @@ def test_progress_is_told_while_it_takes_long(db):
 
     other = threading.Thread(target=hold_up)
     other.start()
-    p = dacctl("-d", db.name, "prune", "--older-than", "90d")
+    p = dacctl("-d", db.name, "prune", "--older-than", "90d", "--json")
     other.join()
     assert " of 5000 turns" in p.stderr, p.stderr
-    assert "5000 turns" in p.stdout
+    assert json.loads(p.stdout)["turns"] == 5000  # and nothing else
 
 
 def test_nonsense_deletes_nothing(db):
     add_turn(db, None, ago=1000 * DAY)
     for wrong in ([], ["--older-than", "yesterday"], ["--older-than", "90"], ["--older-than", "0d"]):
         p = dacctl("-d", db.name, "prune", *wrong, check=False)
-        assert p.returncode == 1 and "--older-than" in p.stderr and p.stdout == ""
+        assert p.returncode == 2 and "--older-than" in p.stderr and p.stdout == ""
     assert db.value("SELECT count(*) FROM turns") == 1
 
 

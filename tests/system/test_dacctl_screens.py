@@ -120,6 +120,6 @@ async def test_top_goes_on_until_the_service_ends(make_dac):
 
 def test_what_is_wrong_on_the_command_line(dac):
     p = subprocess.run([BUILD / "dacctl", "-n", dac.name, "turns"], capture_output=True, text=True, check=False)
-    assert p.returncode == 1 and "turns takes the word tail" in p.stderr
+    assert p.returncode == 2 and "turns takes the word tail" in p.stderr
     p = subprocess.run([BUILD / "dacctl", "-n", dac.name, "turns", "head"], capture_output=True, text=True, check=False)
-    assert p.returncode == 1 and "tail" in p.stderr
+    assert p.returncode == 2 and "tail" in p.stderr

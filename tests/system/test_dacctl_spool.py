@@ -132,7 +132,7 @@ async def test_of_a_torn_file_all_is_found_that_is_there(spooling, postgres, moc
     torn = tear(aside, table)
     if table == "spool_queue":
         p = dacctl("-c", dac.conf, "spool", aside, check=False)
-        assert p.returncode == 1 and "dacctl: --all moves what can be read" in p.stderr
+        assert p.returncode == 2 and "dacctl: --all moves what can be read" in p.stderr
     p = dacctl("-c", dac.conf, "spool", "--all", aside)
     assert "is damaged: parts of it cannot be read" in p.stderr or table.endswith(("_by_id", "_by_end", "_threads"))
     check(postgres, told)
@@ -163,7 +163,7 @@ async def test_a_copy_is_kept_until_all_is_moved(spooling, postgres, mock):
     assert p.returncode == 1 and f'the others are in "{copy}": run dacctl spool with that again' in p.stdout
     await asyncio.to_thread(postgres.start)
     p = dacctl("-c", dac.conf, "spool", "--all", aside, check=False)
-    assert p.returncode == 1 and f'"{copy}" is there already' in p.stderr
+    assert p.returncode == 2 and f'"{copy}" is there already' in p.stderr
     dacctl("-c", dac.conf, "spool", copy)
     check(postgres, told)
 
@@ -183,7 +183,7 @@ async def test_what_is_no_spool_is_left_alone(spooling, postgres, make_dac, mock
     dac, _ = await spooling(1, 1)
     live = dac.folder / "spool.db"
     p = dacctl("-c", dac.conf, "spool", live, check=False)
-    assert p.returncode == 1 and "which drains it itself" in p.stderr
+    assert p.returncode == 2 and "which drains it itself" in p.stderr
     other = tmp_path / "other.db"
     dacctl("-d", other, "migrate", check=False)
     with contextlib.closing(sqlite3.connect(other)) as db:
@@ -195,14 +195,14 @@ async def test_what_is_no_spool_is_left_alone(spooling, postgres, make_dac, mock
         (tmp_path / "missing.db", "No such file"),
     ):
         p = dacctl("-c", dac.conf, "spool", path, check=False)
-        assert p.returncode == 1 and words in p.stderr, p.stderr
+        assert p.returncode == 2 and words in p.stderr, p.stderr
     assert other.read_bytes() == before and not (tmp_path / "missing.db").exists()
     junk = tmp_path / "junk.db"
     junk.write_bytes(b"\x5a" * 9000)
     p = dacctl("-c", dac.conf, "spool", junk, check=False)
-    assert p.returncode == 1 and "--all" in p.stderr and junk.read_bytes() == b"\x5a" * 9000
+    assert p.returncode == 2 and "--all" in p.stderr and junk.read_bytes() == b"\x5a" * 9000
     p = dacctl("-c", dac.conf, "spool", "--all", junk, check=False)
-    assert p.returncode == 1 and "can be read" in p.stderr and junk.read_bytes() == b"\x5a" * 9000
+    assert p.returncode == 2 and "can be read" in p.stderr and junk.read_bytes() == b"\x5a" * 9000
     assert [x.name for x in tmp_path.glob("*.copy*")] == []
-    assert dacctl("spool", check=False).returncode == 1
-    assert dacctl("status", "more", check=False).returncode == 1
+    assert dacctl("spool", check=False).returncode == 2
+    assert dacctl("status", "more", check=False).returncode == 2
