@@ -63,9 +63,14 @@ find_env_file() {
     if [ -z "$env_file" ] && [ ! -s "$work/settings" ]; then
         # A configuration that cannot be used now is no reason not to restore.
         # shellcheck disable=SC2154 # read_settings sets it
-        env_file=$(sed -n 's/^[ \t]*env_file[ \t]*=[ \t]*"\{0,1\}\([^ ;"]*\).*/\1/p' "$conf" \
-            2>/dev/null | tail -n 1)
+        env_file=$(sed -n 's/^[ \t]*env_file[ \t]*=[ \t]*//p' "$conf" 2>/dev/null | tail -n 1 |
+            sed 's/^"\(.*\)".*$/\1/; t; s/^;.*//; s/[ \t];.*//; s/[ \t\r]*$//')
         env_file=${env_file:-/etc/dac/dac.env}
+        case $env_file in
+        /*) ;;
+        *) env_file=$(dirname -- "$conf")/$env_file ;;
+        esac
+        guessed=1
         say "$why; going by $env_file"
     fi
     [ -n "$env_file" ] || fail "$conf says \"env_file =\": this instance reads no env file" \
@@ -259,6 +264,8 @@ restore() {
             fail "$env_file has limits of a test, but $before is gone" \
                 "take out the lines from \"# >>> temporary\" to \"# <<< temporary\" yourself"
         fi
+        [ -z "$guessed" ] || fail "no test is prepared for $env_file, if that is the env file" \
+            "put the configuration right, or say DAC_ENV_FILE=FILE"
         tell "$what: no test is prepared, nothing to restore"
         return 0
     fi
@@ -291,6 +298,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 umask 022
 made=
+guessed=
 
 find_env_file
 case $me in

@@ -264,11 +264,28 @@ def test_what_cannot_be_done_is_said_and_changes_nothing(place):
     assert place.state() == place.was
 
 
-def test_restore_needs_no_good_configuration(place):
+@pytest.mark.parametrize("value", ["{}/dac.env", '"{}/dac.env" ; ours', "my etc/dac.env ; ours"])
+def test_restore_needs_no_good_configuration(place, value):
+    """The env file is found however its name is written."""
+    folder = place.folder.rename(place.dac.folder / "my etc")
+    place.folder, place.env_file = folder, folder / "dac.env"
+    was = str(place.dac.sections["server"]["env_file"])
+    good = place.dac.conf.read_text().replace(was, value.format(folder))
+    place.dac.conf.write_text(good)
     place.shell(prep())
-    with open(place.dac.conf, "a") as f:
-        f.write("nonsense = 1\n")
-    place.shell(restore())
+    assert place.limits() == LIMITS
+    place.dac.conf.write_text(good + "nonsense = 1\n")
+    place.shell(f"cd /; {restore()}")
+    assert place.state() == place.was
+
+
+def test_restore_does_not_guess_that_all_is_well(place):
+    """Where the configuration cannot say which file it was, there may be limits in place."""
+    place.shell(prep())
+    place.dac.conf.write_text("nonsense\n")
+    p = place.shell(f"{restore()}; echo status $?", check=False)
+    assert p.stdout == b"status 1\n" and b"DAC_ENV_FILE=FILE" in p.stderr
+    place.shell(restore(), env=place.env(DAC_ENV_FILE=str(place.env_file)))
     assert place.state() == place.was
 
 
