@@ -44,22 +44,43 @@ void input_refuse(struct http_exchange *ex, int status, const char *code,
     http_respond_problem(ex, &p, "%s", text);
 }
 
+static bool is_org(const char *v)
+{
+    size_t n = strlen(v);
+
+    return n > 0 && n <= ORG_MAX && utf8_valid(v, n);
+}
+
 bool input_org(struct http_exchange *ex, char org[ORG_MAX + 1])
 {
     const char *v = http_header(ex, "x-org-id");
-    size_t n = v ? strlen(v) : 0;
 
     if (!v) {
         snprintf(org, ORG_MAX + 1, "default");
         return true;
     }
-    if (n == 0 || n > ORG_MAX || !utf8_valid(v, n)) {
+    if (!is_org(v)) {
         input_refuse(ex, 400, "bad_org", "x-org-id",
                      "header x-org-id must be 1 to %d bytes of UTF-8", ORG_MAX);
         return false;
     }
-    memcpy(org, v, n + 1);
+    memcpy(org, v, strlen(v) + 1);
     return true;
+}
+
+void input_describe(struct http_exchange *ex, void *ctx, struct http_report *out)
+{
+    const char *org = http_header(ex, "x-org-id");
+    const char *path = http_path(ex);
+    const char *arg = http_path_arg(ex, 0);
+    struct id id;
+
+    (void)ctx;
+    if (org && is_org(org))
+        out->org = org;
+    if (path && arg && strncmp(path, "/api/turns/", 11) == 0 &&
+        id_parse(arg, strlen(arg), &id))
+        out->turn = arg;
 }
 
 bool input_key(struct http_exchange *ex, const struct id *thread,

@@ -20,6 +20,9 @@ void input_refuse(struct http_exchange *ex, int status, const char *code,
 
 /* The org: header x-org-id, "default" where it is absent. */
 bool input_org(struct http_exchange *ex, char org[ORG_MAX + 1]);
+/* For a request's line in the log, what its head says: the org, and the turn that its
+ * path names. The server's hook. */
+void input_describe(struct http_exchange *ex, void *ctx, struct http_report *out);
 /* Header Idempotency-Key: what it and the request with it (of this thread; zero:
  * stateless chat) are known by. Without it out->given is false. */
 bool input_key(struct http_exchange *ex, const struct id *thread,

@@ -37,8 +37,10 @@ static const struct {
 
 #define ABOUTS DAC_ARRAY_LEN(abouts)
 /* Of all that a line is about: a byte becomes four where it is escaped, and a backslash
- * before that two. */
-#define TAIL_MAX_BYTES (ABOUTS * (LOG_ABOUT_MAX * 5 + 16))
+ * before that two. Fields have what is left, and are left out where that is too little.
+ */
+#define TAIL_ABOUT_BYTES (ABOUTS * (LOG_ABOUT_MAX * 5 + 16))
+#define TAIL_MAX_BYTES   (TAIL_ABOUT_BYTES + 512)
 
 static const struct {
     const char *name;   /* in configuration */
@@ -174,11 +176,48 @@ static const char *about_value(const struct log_about *about, size_t i)
     return value != NULL && value[0] != '\0' ? value : NULL;
 }
 
+/* Appends one value, cut at `max` bytes; in quotes where that or its bytes ask for it. */
+static size_t put_value(char *tail, size_t len, const char *value, size_t max,
+                        bool quotes)
+{
+    char text[LOG_ABOUT_MAX * 4];
+    size_t n = strnlen(value, max + 1);
+
+    if (n > max)
+        n = utf8_complete_prefix(value, max);
+    n = put_escaped(text, 0, sizeof(text), value, n);
+    if (!quotes && !memchr(text, ' ', n) && !memchr(text, '"', n) &&
+        !memchr(text, '=', n)) {
+        memcpy(tail + len, text, n);
+        return len + n;
+    }
+    tail[len++] = '"';
+    len = put_quoted(tail, len, TAIL_MAX_BYTES, text, n);
+    tail[len++] = '"';
+    return len;
+}
+
+static size_t put_fields(char *tail, size_t len, const struct log_about *about)
+{
+    for (size_t i = 0; about != NULL && i < about->field_count; i++) {
+        const struct log_field *f = &about->fields[i];
+
+        if (f->value == NULL ||
+            len + strlen(f->name) + LOG_FIELD_MAX * 5 + 8 > TAIL_MAX_BYTES)
+            continue;
+        len += (size_t)sprintf(tail + len, ",\"%s\":", f->name);
+        if (f->bare)
+            len += (size_t)sprintf(tail + len, "%.*s", LOG_FIELD_MAX, f->value);
+        else
+            len = put_value(tail, len, f->value, LOG_FIELD_MAX, true);
+    }
+    return len;
+}
+
 /* Writes the tail of a line, which tells what it is about; returns its length. */
 static size_t put_about(char tail[TAIL_MAX_BYTES], const struct log_about *about,
                         bool json)
 {
-    char text[LOG_ABOUT_MAX * 4];
     size_t len = 0;
 
     for (size_t i = 0; i < ABOUTS; i++) {
@@ -186,23 +225,10 @@ static size_t put_about(char tail[TAIL_MAX_BYTES], const struct log_about *about
 
         if (value == NULL)
             continue;
-        size_t n = strnlen(value, LOG_ABOUT_MAX + 1);
-        if (n > LOG_ABOUT_MAX)
-            n = utf8_complete_prefix(value, LOG_ABOUT_MAX);
-        n = put_escaped(text, 0, sizeof(text), value, n);
-        bool quotes =
-            json || memchr(text, ' ', n) || memchr(text, '"', n) || memchr(text, '=', n);
         len += (size_t)sprintf(tail + len, json ? ",\"%s\":" : " %s=", abouts[i].name);
-        if (!quotes) {
-            memcpy(tail + len, text, n);
-            len += n;
-            continue;
-        }
-        tail[len++] = '"';
-        len = put_quoted(tail, len, TAIL_MAX_BYTES, text, n);
-        tail[len++] = '"';
+        len = put_value(tail, len, value, LOG_ABOUT_MAX, json);
     }
-    return len;
+    return json ? put_fields(tail, len, about) : len;
 }
 
 /* --- writing -------------------------------------------------------------------------
@@ -300,7 +326,10 @@ static const char *grouped(uint32_t n, char out[16])
 
 static void tell_left_out(struct same *s)
 {
-    const struct log_about about = {s->about[0], s->about[1], s->about[2], s->about[3]};
+    const struct log_about about = {.request = s->about[0],
+                                    .turn = s->about[1],
+                                    .org = s->about[2],
+                                    .trace = s->about[3]};
     char msg[SAME_TEXT_MAX + 64], number[16];
     int n;
 

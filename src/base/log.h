@@ -19,6 +19,8 @@
 #ifndef DAC_BASE_LOG_H
 #define DAC_BASE_LOG_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/err.h"
@@ -27,15 +29,25 @@ enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBU
 
 enum log_format { LOG_FORMAT_HUMAN, LOG_FORMAT_JSON };
 
+/* A further member of a line as JSON. People read the same in the message. */
+struct log_field {
+    const char *name;  /* static, [a-z0-9_]+ */
+    const char *value; /* NULL: the member is left out */
+    bool bare;         /* a number, which has no quotes */
+};
+
 /* What a line is about. Strings are borrowed for the call; NULL or "": unknown. */
 struct log_about {
     const char *request; /* id of the client's request */
     const char *turn;    /* id of the turn */
     const char *org;
     const char *trace; /* id of the trace that the request belongs to */
+    const struct log_field *fields;
+    size_t field_count;
 };
 
 #define LOG_ABOUT_MAX 128 /* bytes of each that are shown */
+#define LOG_FIELD_MAX 64  /* bytes of a field's value that are shown */
 
 #define LOG_SAME_MAX 50
 #define LOG_SAME_NS  (10 * UINT64_C(1000000000))

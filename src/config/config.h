@@ -125,6 +125,7 @@ struct config {
     uint64_t watchdog_timeout_ns;     /* a process without a heartbeat is killed */
     int log_level;                    /* enum log_level */
     int log_format;                   /* enum log_format */
+    int log_requests;                 /* enum http_log_requests */
     bool core_dumps;                  /* of a process that crashes */
     char *control;                    /* the master's socket; NULL: /run/dac/NAME.sock */
 

@@ -31,6 +31,8 @@ _Static_assert(CONFIG_PROVIDERS_MAX == SHM_PROVIDERS_MAX, "one pacer per provide
 static const char *const log_levels[] = {"error", "warn", "info", "debug", NULL};
 /* In the order of enum log_format. */
 static const char *const log_formats[] = {"human", "json", NULL};
+/* In the order of enum http_log_requests. */
+static const char *const log_requests[] = {"off", "errors", "all", NULL};
 static const char *const fetcher_deaths[] = {"restart", "fail", NULL};
 static const char *const dialects[] = {"openai", NULL};
 /* In the order of enum config_http2. */
@@ -95,6 +97,10 @@ const struct setting settings[] = {
     {SERVER(log_format), .name = "log_format", .type = SETTING_ENUM, .def = "human",
      .words = log_formats, .reload = SETTING_IN_PLACE,
      .help = "how messages are written: a line for people, or an object of JSON each"},
+    {SERVER(log_requests), .name = "log_requests", .type = SETTING_ENUM, .def = "errors",
+     .words = log_requests, .reload = SETTING_IN_PLACE,
+     .help = "requests that get a line when they are over: those with status 500 and above, an "
+             "error in their stream or cut off, or all"},
     {SERVER(core_dumps), .name = "core_dumps", .type = SETTING_BOOL, .def = "off",
      .reload = SETTING_RESTART,
      .help = "whether a process that crashes may leave its memory to the system: what people "

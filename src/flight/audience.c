@@ -283,6 +283,7 @@ static enum dac_err send_first(struct member *m, const struct encoder *enc)
     struct http_piece piece;
 
     m->first_sent = true;
+    m->first_ns = lf->fl->pass_now_ns;
     if (!m->dialect->first)
         return send_piece(m, &enc->piece);
     lf->view.timing = turn_timing(lf->fl->shm, lf->ref.index);
@@ -484,8 +485,12 @@ bool audience_run(struct local_flight *lf, int *budget)
     if (e == DAC_E_AGAIN && has_no_end(lf))
         e = DAC_E_CORRUPT;
     if (e == DAC_E_CORRUPT || e == DAC_E_NOMEM) {
-        log_error(0, "flight %u: its log could not be read: %s; its clients are cut off",
-                  lf->ref.index, dac_err_text(e));
+        const struct log_about about = local_about(lf);
+
+        log_error_about(&about, 0,
+                        "flight %u: its log could not be read: %s; its clients are cut "
+                        "off",
+                        lf->ref.index, dac_err_text(e));
         fail_all(lf);
     } else if (lf->pass_next || e == DAC_OK) {
         all = false;

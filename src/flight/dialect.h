@@ -105,6 +105,7 @@ struct member {
     uint64_t begin;            /* where the answer that it knows begins in the log */
     struct position has; /* with reset_first: what the client has, up to the reset */
     uint64_t arrived_ns;
+    uint64_t first_ns; /* when it was sent its first content; 0: not yet, or no stream */
     uint64_t skip_bytes; /* of answer text that it has already, when it resumes */
     uint64_t hit_ttl_ns; /* of a hit: what is left of the TTL */
     /* Of a LAGGING member. */

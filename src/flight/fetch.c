@@ -251,8 +251,10 @@ static void call_provider(struct fetch *f)
     struct flights *fl = f->lf->fl;
     struct json_object *messages = make_messages(f);
     char traceparent[TRACE_PARENT_SIZE];
-    struct upstream_request req = {
-        .model = f->request.model, .messages = messages, .params = f->request.params};
+    struct upstream_request req = {.model = f->request.model,
+                                   .messages = messages,
+                                   .params = f->request.params,
+                                   .about = local_about(f->lf)};
     enum dac_err e = DAC_E_NOMEM;
     uint64_t now = clock_now_ns();
 

@@ -249,6 +249,24 @@ static int status_for(const struct upstream_end *end)
     return 502;
 }
 
+/* The provider's own words may quote the question, so they are not told. A request that
+ * it refuses is its client's mistake. */
+static void tell_failure(const struct fetch *f, const struct upstream_end *u, bool again)
+{
+    const struct log_about about = local_about(f->lf);
+    const char *next = again ? "; it is asked again" : "";
+    char said[32] = "no answer";
+
+    if (u->http_status != 0)
+        snprintf(said, sizeof said, "status %d", u->http_status);
+    if (u->outcome == UPSTREAM_REFUSED)
+        log_info_about(&about, 0, "provider \"%s\": %s, %s%s", f->lf->provider, u->code,
+                       said, next);
+    else
+        log_warn_about(&about, 0, "provider \"%s\": %s, %s%s", f->lf->provider, u->code,
+                       said, next);
+}
+
 static void on_end(void *arg, const struct upstream_end *u)
 {
     struct fetch *f = arg;
@@ -258,8 +276,13 @@ static void on_end(void *arg, const struct upstream_end *u)
 
     f->call = NULL;
     fetch_answered(f, u->heard_ns);
-    if (u->outcome != UPSTREAM_COMPLETE && fetch_retry(f, u))
-        return;
+    if (u->outcome != UPSTREAM_COMPLETE) {
+        bool again = fetch_retry(f, u);
+
+        tell_failure(f, u, again);
+        if (again)
+            return;
+    }
     if (u->outcome == UPSTREAM_COMPLETE)
         end.status = TURN_COMPLETE;
     else

@@ -46,6 +46,14 @@ struct local_flight *local_get(struct flights *fl, struct flight_ref ref)
     return lf;
 }
 
+struct log_about local_about(const struct local_flight *lf)
+{
+    return (struct log_about){.request = lf->leader,
+                              .turn = lf->view.turn_id,
+                              .org = lf->org,
+                              .trace = lf->trace};
+}
+
 struct local_flight *local_new(struct flights *fl, struct flight_ref ref)
 {
     const struct shm_flight *f = flight_at(fl->shm, ref.index);
@@ -63,6 +71,8 @@ struct local_flight *local_new(struct flights *fl, struct flight_ref ref)
     cursor_begin(lf, &lf->cursor, &lf->at);
     memcpy(turn.b, f->turn_id, sizeof turn.b);
     id_format(&turn, lf->view.turn_id);
+    const struct trace trace = flight_trace(fl->shm, ref.index);
+    trace_format_id(&trace, lf->trace);
     lf->view.created_us = f->created_us;
     lf->view.provider = lf->provider;
     lf->view.model = lf->model;
@@ -92,6 +102,7 @@ static void local_free(struct local_flight *lf)
         free(lf->result);
     }
     takeover_drop_question(lf);
+    free(lf->leader);
     free(lf);
 }
 

@@ -16,6 +16,7 @@
 
 #include <event2/event.h>
 
+#include "base/log.h"
 #include "flight/ask.h"
 #include "flight/dialect.h"
 #include "flight/flights.h"
@@ -80,6 +81,9 @@ struct local_flight {
     char provider[PROVIDER_MAX + 1];
     char model[MODEL_MAX + 1];
     char thread_id[ID_TEXT_SIZE];
+    char org[ORG_MAX + 1];
+    char trace[TRACE_ID_TEXT_SIZE]; /* of the request that led to it */
+    char *leader; /* owned: id of the request that leads it here, or NULL; for the log */
     /* A pass: pieces that are being sent to live members. */
     struct member *pass_next; /* NULL: no pass under way */
     unsigned pass_content;    /* enum content of it */
@@ -184,6 +188,8 @@ struct flights {
 struct local_flight *local_get(struct flights *fl, struct flight_ref ref);
 struct local_flight *local_new(struct flights *fl, struct flight_ref ref);
 void local_schedule(struct local_flight *lf);
+/* What lines about the flight name. Borrowed from `lf`. */
+struct log_about local_about(const struct local_flight *lf);
 /* Frees it, or drops the reader bit, if nothing holds it. */
 void local_settle(struct local_flight *lf);
 void *flights_scratch(struct flights *fl, size_t n);

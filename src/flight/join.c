@@ -170,6 +170,7 @@ void local_set_names(struct local_flight *lf, const struct turn_request *r)
 {
     memcpy(lf->provider, r->provider, sizeof lf->provider);
     memcpy(lf->model, r->model, sizeof lf->model);
+    memcpy(lf->org, r->org, sizeof lf->org);
     if (!id_is_zero(&r->thread_id))
         id_format(&r->thread_id, lf->thread_id);
 }
@@ -262,7 +263,12 @@ static void note_question(struct local_flight *lf, const struct ask *ask)
  * on ends the flight. */
 static void lead(struct local_flight *lf, struct join_result *jr, struct ask *ask)
 {
+    char request[HTTP_REQUEST_ID_SIZE];
+
+    free(lf->leader);
+    lf->leader = strdup(http_request_id(ask->ex, request));
     if (ask->kind == FLIGHT_THREAD) {
+        memcpy(lf->org, ask->thread.org, sizeof lf->org);
         hand_over_thread(lf, &jr->writer, &ask->thread);
         return;
     }

@@ -36,8 +36,32 @@ static void on_writable(struct http_exchange *ex, void *user)
     local_schedule(lf);
 }
 
-const struct http_callbacks member_callbacks = {.on_gone = on_gone,
-                                                .on_writable = on_writable};
+static const char *role_name(const struct member *m)
+{
+    static const char *const names[] = {[JOIN_LEADER] = "leader",
+                                        [JOIN_FOLLOWER] = "follower",
+                                        [JOIN_HIT] = "hit",
+                                        [JOIN_FAILURE] = "failure"};
+    return m->bypassed ? "bypass" : names[m->role];
+}
+
+static void describe(struct http_exchange *ex, void *user, struct http_report *out)
+{
+    const struct member *m = user;
+    const struct local_flight *lf = m->flight;
+
+    (void)ex;
+    out->org = lf->org;
+    if (!lf->model[0])
+        return; /* a change of a thread, which is no turn */
+    out->turn = lf->view.turn_id;
+    out->role = role_name(m);
+    if (m->first_ns != 0)
+        out->ttft_ms = (double)(m->first_ns - m->arrived_ns) / (double)NS_PER_MS;
+}
+
+const struct http_callbacks member_callbacks = {
+    .on_gone = on_gone, .on_writable = on_writable, .describe = describe};
 
 /* The exchange was ended; so is the member. */
 static void member_over(struct member *m)
@@ -108,6 +132,8 @@ static void finish_json(struct member *m)
     const struct turn_result *r = failed ? NULL : whole_result(lf);
     char text[96];
     member_cache_status(m, text, sizeof text);
+    if (v->end.status == TURN_CANCELLED)
+        http_set_ending(m->ex, "cancelled", false);
     if (lf->model[0]) {
         http_add_header(m->ex, "Cache-Status", text);
         http_add_header(m->ex, "x-dac-turn-id", v->turn_id);
@@ -135,6 +161,17 @@ static const struct turn_view *broken_view(const struct turn_view *v,
     return out;
 }
 
+/* For the log: how a stream ends that this view is the end of. */
+static void set_ending(struct member *m, const struct turn_view *v, bool done)
+{
+    if (v->end.status == TURN_CANCELLED)
+        http_set_ending(m->ex, "cancelled", false);
+    else if (v->end.status != TURN_COMPLETE)
+        http_set_ending(m->ex, v->end.code, true);
+    else if (done && (v->stored == STORED_NO || v->stored == STORED_FAILED))
+        http_set_ending(m->ex, "not_stored", true);
+}
+
 /* What END says, and what the commit says if that is known already, in one piece. */
 static void finish_stream(struct member *m)
 {
@@ -147,7 +184,9 @@ static void finish_stream(struct member *m)
 
     piece_begin(b);
     if (m->broken)
-        over = m->dialect->end(broken_view(v, &broken), m, m->at, b);
+        v = broken_view(v, &broken);
+    if (m->broken)
+        over = m->dialect->end(v, m, m->at, b);
     else if (!m->tail_sent)
         over = m->dialect->end(v, m, m->at, b);
     m->tail_sent = true;
@@ -159,6 +198,7 @@ static void finish_stream(struct member *m)
         m->dialect->done(v, m, m->at, b);
     }
     shm_count(lf->fl->shm, SHM_C_deliveries, 1);
+    set_ending(m, v, !over);
     if (http_piece_end(b, &piece) == DAC_OK)
         http_stream_finish(m->ex, &piece);
     else
@@ -218,6 +258,7 @@ static enum dac_err lag_step(struct member *m, bool *ended)
         piece_begin(b);
         if (first_is_due(m, content)) {
             m->first_sent = true;
+            m->first_ns = clock_now_ns();
             lf->view.timing = turn_timing(lf->fl->shm, lf->ref.index);
             if (m->dialect->first)
                 m->dialect->first(&lf->view, m, before, b);

@@ -177,11 +177,33 @@ static void answer(struct http_exchange *ex, const struct replay *rp,
     turn_result_free(&r);
 }
 
+struct replayed {
+    const struct store_turn *turn;
+    const struct turn_view *view;
+};
+
+static void describe(struct http_exchange *ex, void *user, struct http_report *out)
+{
+    const struct replayed *r = user;
+
+    (void)ex;
+    out->turn = r->view->turn_id;
+    out->org = r->turn->org;
+    out->role = "hit";
+}
+
 void replay_turn(struct http_exchange *ex, const struct replay *rp)
 {
+    static const struct http_callbacks callbacks = {.describe = describe};
     struct turn_view v;
+    struct replayed about = {.turn = rp->turn, .view = &v};
 
     make_view(rp, &v);
+    http_set_callbacks(ex, &callbacks, &about);
+    if (v.end.status == TURN_CANCELLED)
+        http_set_ending(ex, "cancelled", false);
+    else if (v.end.status != TURN_COMPLETE)
+        http_set_ending(ex, v.end.code, false); /* an old one, told when it came */
     if (rp->cache_status)
         http_add_header(ex, "Cache-Status", rp->cache_status);
     http_add_header(ex, "x-dac-turn-id", v.turn_id);

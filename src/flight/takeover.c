@@ -126,13 +126,14 @@ static void ask_again(struct local_flight *lf, struct fetch *fetch, struct remai
  * be written, and its readers find that out themselves. */
 static void end_failed(struct local_flight *lf, struct blocklog_writer *w)
 {
+    const struct log_about about = local_about(lf);
     struct shm *shm = lf->fl->shm;
 
     if (w) {
         fetch_end_unbegun(lf->fl, w, "fetcher_died",
                           "the process that fetched this answer died");
     } else {
-        log_error(0, "flight %u: its log is damaged", lf->ref.index);
+        log_error_about(&about, 0, "flight %u: its log is damaged", lf->ref.index);
         atomic_store(&flight_at(shm, lf->ref.index)->ended_ns, clock_now_ns());
         DAC_ASSERT(flight_advance(shm, lf->ref, FLIGHT_FAILED) == DAC_OK);
         wake_recorder(shm, lf->ref.index);
@@ -148,12 +149,13 @@ static bool take_over(struct local_flight *lf, struct fetch *fetch, struct remai
 {
     struct shm *shm = lf->fl->shm;
     uint32_t provider = atomic_load(&flight_at(shm, lf->ref.index)->provider);
+    const struct log_about about = local_about(lf);
     struct blocklog_writer w;
     enum dac_err e = blocklog_open(shm, lf->ref, &w);
 
     if (e == DAC_E_FULL) { /* of blocks for END: nobody could be told */
-        log_warn(0, "flight %u: could not be taken over: %s", lf->ref.index,
-                 dac_err_text(e));
+        log_warn_about(&about, 0, "flight %u: could not be taken over: %s", lf->ref.index,
+                       dac_err_text(e));
         flight_give_back(shm, lf->ref);
     } else if (e != DAC_OK) {
         end_failed(lf, NULL);
@@ -248,8 +250,10 @@ void takeover_try(struct local_flight *lf)
     if (fetch && e != DAC_E_NOMEM &&
         flight_adopt(fl->shm, lf->ref, FLIGHT_CLAIMED) == DAC_OK) {
         CRASH_POINT("takeover_adopted");
-        log_info(0, "flight %u: taken over, generation %u", lf->ref.index,
-                 w.generation + 1u);
+        const struct log_about about = local_about(lf);
+
+        log_info_about(&about, 0, "flight %u: taken over, generation %u", lf->ref.index,
+                       w.generation + 1u);
         if (take_over(lf, fetch, &left, e))
             fetch = NULL;
     }

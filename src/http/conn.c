@@ -92,13 +92,13 @@ void conn_close(struct conn *c)
     server_turn(s);
 }
 
-void conn_gone(struct conn *c)
+void conn_gone(struct conn *c, enum exchange_end how)
 {
     struct http_exchange *ex = c->ex;
     bool tell = ex && c->state == CONN_EXCHANGE && ex->cb && ex->cb->on_gone;
 
     if (ex)
-        exchange_over(ex);
+        exchange_over(ex, how);
     conn_close(c);
     if (tell)
         ex->cb->on_gone(ex, ex->user);
@@ -207,6 +207,7 @@ static void answer_early(struct conn *c, const struct h1_fault *fault)
     c->state = CONN_EXCHANGE;
     conn_set_wait(c, WAIT_NONE);
     c->ex->must_close = true;
+    report_identify(c->ex);
     if (fault)
         exchange_refuse(c->ex, fault);
     else
@@ -225,8 +226,9 @@ static bool on_head(struct conn *c, bool more_input)
     ex->method = r->method;
     ex->client_keeps = h1_keep_alive(r);
     (void)trace_parse(h1_header(r, "traceparent"), &ex->trace);
+    report_identify(ex);
     if (exchange_route(ex) != DAC_OK) {
-        exchange_over(ex);
+        exchange_over(ex, EXCHANGE_CUT);
         conn_close(c);
         return false;
     }
@@ -239,7 +241,7 @@ static bool on_head(struct conn *c, bool more_input)
     } else if (r->expect_continue && h1_has_body(r) && !more_input) {
         struct iovec iov = {(void *)(uintptr_t)go_on, sizeof(go_on) - 1};
         if (conn_send(c, &iov, 1) == DAC_E_CLOSED) {
-            exchange_over(ex);
+            exchange_over(ex, EXCHANGE_LEFT);
             conn_close(c);
             return false;
         }
@@ -323,7 +325,7 @@ static void resume(struct conn *c)
 void conn_turn(struct conn *c)
 {
     if (c->broken) {
-        conn_gone(c);
+        conn_gone(c, EXCHANGE_LEFT);
         return;
     }
     if (c->ex && c->ex->streaming && !c->ex->head_sent)
@@ -335,6 +337,7 @@ void conn_turn(struct conn *c)
 void conn_expired(struct conn *c)
 {
     struct h1_fault fault = {.status = 408, .code = "timeout"};
+    enum exchange_end how = EXCHANGE_LEFT;
 
     switch (c->wait) {
     case WAIT_HEAD:
@@ -347,11 +350,12 @@ void conn_expired(struct conn *c)
         return;
     case WAIT_STALL:
         c->server->stats.stalled++;
+        how = EXCHANGE_STALLED;
         break;
     default:
         break;
     }
-    conn_gone(c);
+    conn_gone(c, how);
 }
 
 void conn_drain(struct conn *c)
@@ -360,5 +364,5 @@ void conn_drain(struct conn *c)
         return; /* a request is being begun */
     conn_read(c);
     if (c->state == CONN_IDLE)
-        conn_gone(c);
+        conn_gone(c, EXCHANGE_CUT);
 }

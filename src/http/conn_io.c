@@ -41,7 +41,7 @@ static void on_input(struct conn *c, const char *data, size_t n)
     if (c->state == CONN_CLOSED || c->state == CONN_LINGER || used == n)
         return;
     if (!keep_pending(c, data + used, n - used)) {
-        conn_gone(c);
+        conn_gone(c, EXCHANGE_CUT);
         return;
     }
     conn_update_reading(c);
@@ -67,7 +67,7 @@ void conn_read(struct conn *c)
     if (n > 0)
         on_input(c, buf, (size_t)n);
     else if (n == 0 || (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR))
-        conn_gone(c);
+        conn_gone(c, EXCHANGE_LEFT);
 }
 
 /* Copies what send() left, from byte `skip` of iov on, behind the remainder. */
@@ -148,7 +148,7 @@ void conn_on_writable(int fd, short what, void *arg)
         send(fd, c->out.data + c->out_off, conn_unsent(c), MSG_NOSIGNAL | MSG_DONTWAIT);
     if (n < 0) {
         if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
-            conn_gone(c);
+            conn_gone(c, EXCHANGE_LEFT);
         return;
     }
     c->server->stats.bytes_out += (size_t)n;

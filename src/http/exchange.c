@@ -41,11 +41,12 @@ void exchange_forget(struct http_exchange *ex)
     ex->in = NULL;
 }
 
-void exchange_over(struct http_exchange *ex)
+void exchange_over(struct http_exchange *ex, enum exchange_end how)
 {
     struct http_server *s = ex->conn->server;
 
     DAC_ASSERT(ex->magic == EXCHANGE_MAGIC && !ex->over);
+    report_over(ex, how);
     ex->over = true;
     ex->conn->ex = NULL;
     if (ex->streaming)
@@ -58,6 +59,7 @@ void exchange_free(struct http_exchange *ex)
 {
     exchange_forget(ex);
     buf_free(&ex->headers);
+    free(ex->client_id);
     ex->magic = 0;
     free(ex);
 }
@@ -157,6 +159,7 @@ enum dac_err exchange_route(struct http_exchange *ex)
                             HTTP_DELETE | HTTP_OPTIONS;
     else
         router_find(opt->routes, opt->route_count, ex->method, raw, segments, &in->match);
+    ex->route = in->match.route;
     admit(ex);
     return DAC_OK;
 }

@@ -66,6 +66,27 @@ struct http_stats {
     uint64_t accept_pauses; /* times accepting paused (no descriptors, or at the limit) */
 };
 
+/* Which requests get a line in the log when they are over. */
+enum http_log_requests {
+    HTTP_LOG_OFF,
+    HTTP_LOG_ERRORS, /* status 500 and above, an error in a stream, cut off */
+    HTTP_LOG_ALL,
+};
+
+/* What a line about a request says that only others than the server know; see
+ * http_describer. Strings are borrowed until it is written. */
+struct http_report {
+    const char *turn;
+    const char *org;
+    const char *role; /* leader, follower, hit, … */
+    double ttft_ms;   /* to the first content that this client was sent; < 0: none */
+};
+
+/* Called when an exchange is over whose line will be written: fills in what is known. It
+ * must not touch the exchange but to ask. */
+typedef void (*http_describer)(struct http_exchange *ex, void *user,
+                               struct http_report *out);
+
 typedef void (*http_handler)(struct http_exchange *ex, void *ctx);
 
 /* One row of the routing table. Pattern segments in braces match one non-empty segment:
@@ -84,6 +105,9 @@ struct http_server_options {
     void *ctx;                     /* handed to handlers */
     bool (*may_accept)(void *ctx); /* false: accepting pauses for 100 ms; NULL: always */
     const char *server_name;       /* of the Server header, e.g. "dac"; NULL: none */
+    enum http_log_requests log_requests;
+    http_describer describe; /* of any exchange, before its handler's; gets `ctx`; or NULL
+                              */
 };
 
 /* A server without listeners. The caller frees it after the last exchange is over, or
@@ -118,6 +142,7 @@ void http_server_tick(struct http_server *s);
 size_t http_server_connections(const struct http_server *s);
 /* Changes limits in place. Sizes hold from the next request on, times at once. */
 void http_server_set_limits(struct http_server *s, const struct http_limits *limits);
+void http_server_set_log_requests(struct http_server *s, enum http_log_requests which);
 const struct http_stats *http_server_stats(const struct http_server *s);
 
 /* --- request ------------------------------------------------------------------------ */
@@ -138,6 +163,12 @@ size_t http_header_count(const struct http_exchange *ex, const char *name);
 bool http_header_has_token(const struct http_exchange *ex, const char *name,
                            const char *token);
 const char *http_body(const struct http_exchange *ex, size_t *len);
+/* The request's id, which its answer's X-Request-Id says: the client's own, if it is 1 to
+ * HTTP_REQUEST_ID_MAX of [A-Za-z0-9._:-], or one made here. Returns `out`. */
+#define HTTP_REQUEST_ID_MAX  128
+#define HTTP_REQUEST_ID_SIZE (HTTP_REQUEST_ID_MAX + 1)
+const char *http_request_id(const struct http_exchange *ex,
+                            char out[HTTP_REQUEST_ID_SIZE]);
 /* CLOCK_MONOTONIC ns at which the request was read whole. */
 uint64_t http_arrived_ns(const struct http_exchange *ex);
 /* The trace that it belongs to: what its traceparent header says, or a new one if there
@@ -158,6 +189,8 @@ struct http_callbacks {
     void (*on_gone)(struct http_exchange *ex, void *user);
     /* Streaming only: all that was unsent has gone out; the next piece may be sent. */
     void (*on_writable)(struct http_exchange *ex, void *user);
+    /* For the request's line in the log, from inside whatever ends the exchange. */
+    http_describer describe;
 };
 
 /* Sets what is told to the handler from here on; `cb` is borrowed (static). */
@@ -169,6 +202,11 @@ void *http_user(const struct http_exchange *ex);
  * are copied; CR, LF or NUL in either is a bug (DAC_ASSERT). Content-Length,
  * Transfer-Encoding, Connection and Date are the server's. */
 void http_add_header(struct http_exchange *ex, const char *name, const char *value);
+
+/* For the log: what became of the answer, "complete" where nobody says another word, and
+ * whether that is an error though its status may be 200. `word` is borrowed until the
+ * exchange is over. */
+void http_set_ending(struct http_exchange *ex, const char *word, bool error);
 
 /* Answers whole and ends the exchange. `type` NULL: no body (204). HEAD sends the head
  * only. */

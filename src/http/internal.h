@@ -1,7 +1,7 @@
 /*
- * The inside of the HTTP server: what server.c, accept.c, conn.c, conn_io.c, exchange.c
- * and response.c share. One server has many connections; a connection has at most one
- * current exchange; bytes behind it wait, bounded, until it is over.
+ * The inside of the HTTP server: what server.c, accept.c, conn.c, conn_io.c, exchange.c,
+ * response.c and report.c share. One server has many connections; a connection has at
+ * most one current exchange; bytes behind it wait, bounded, until it is over.
  *
  *   state     meaning                                     wait list
  *   IDLE      no byte of a request yet                    KEEPALIVE
@@ -117,16 +117,23 @@ struct http_exchange {
     bool head_sent; /* the response's head is with the kernel, or in the remainder */
     bool in_handler;
     bool must_close;
+    bool failed;       /* see http_set_ending() */
     bool client_keeps; /* the connection, as far as the client is concerned */
     uint8_t minor;
     enum http_method method;
     struct conn *conn;
+    uint64_t bytes; /* of the answer, given to conn_send() */
     SLIST_ENTRY(http_exchange) parked;
     const struct http_callbacks *cb;
     void *user;
     struct inbound *in; /* owned; NULL once forgotten */
     uint64_t arrived_ns;
     struct trace trace; /* none: not given, and not asked for yet */
+    uint64_t serial;    /* of a request without an id of its own; see report.c */
+    char *client_id;    /* owned: the id that the client gave, or NULL */
+    const struct http_route *route; /* NULL: none fits, or the head was not whole */
+    const char *ending;             /* borrowed: see http_set_ending(); or NULL */
+    int status;                     /* of the answer; 0: none was begun */
     struct buf headers; /* the handler's; later the whole head, until it is sent */
 };
 
@@ -156,6 +163,9 @@ struct http_server {
     bool draining;
     bool accept_paused;
     uint64_t accept_warned_ns;
+    uint64_t id_head; /* random: of all ids made here */
+    uint64_t id_key;  /* random: hides how many there were */
+    uint64_t id_next;
     int64_t date_second;
     char date[32];
     char read_buf[HTTP_READ_SIZE];
@@ -193,8 +203,16 @@ void conn_mark_broken(struct conn *c);
 void conn_turn(struct conn *c);
 /* Its wait took too long. */
 void conn_expired(struct conn *c);
+/* How an exchange came to its end. */
+enum exchange_end {
+    EXCHANGE_ANSWERED,
+    EXCHANGE_LEFT,    /* its client is gone */
+    EXCHANGE_STALLED, /* its client took nothing for too long */
+    EXCHANGE_CUT,     /* by us */
+};
+
 /* Closes at once; a running exchange ends with on_gone(). */
-void conn_gone(struct conn *c);
+void conn_gone(struct conn *c, enum exchange_end how);
 /* Closes; the exchange, if any, must be over. */
 void conn_close(struct conn *c);
 /* Nothing is unsent any more: what comes behind an answer. */
@@ -235,9 +253,17 @@ void exchange_refuse(struct http_exchange *ex, const struct h1_fault *fault);
 /* Releases request head and body. */
 void exchange_forget(struct http_exchange *ex);
 /* Detaches from the connection and parks. */
-void exchange_over(struct http_exchange *ex);
+void exchange_over(struct http_exchange *ex, enum exchange_end how);
 void exchange_free(struct http_exchange *ex);
 #define EXCHANGE_MAGIC 0x45584348u
+
+/* --- report.c ---------------------------------------------------------------------- */
+
+void report_init(struct http_server *s);
+/* Gives the exchange its id, of what its head says as far as that is known. */
+void report_identify(struct http_exchange *ex);
+/* The exchange is about to be over: writes its line, if it is to have one. */
+void report_over(struct http_exchange *ex, enum exchange_end how);
 
 /* --- response.c -------------------------------------------------------------------- */
 

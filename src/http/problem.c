@@ -134,6 +134,7 @@ void http_respond_problem(struct http_exchange *ex, const struct http_problem *p
     vsnprintf(detail, sizeof(detail), fmt, ap);
     va_end(ap);
 
+    http_set_ending(ex, p->code, p->status >= 500);
     http_problem_body(p, detail, &body);
     if (p->retry_after_ms > 0) {
         char seconds[32];

@@ -47,6 +47,12 @@ void http_add_header(struct http_exchange *ex, const char *name, const char *val
     buf_printf(&ex->headers, "%s: %s\r\n", name, value);
 }
 
+void http_set_ending(struct http_exchange *ex, const char *word, bool error)
+{
+    live(ex)->ending = word;
+    ex->failed = error;
+}
+
 enum framing { FRAMING_LENGTH, FRAMING_CHUNKED, FRAMING_CLOSE, FRAMING_NONE };
 
 /* Puts the whole head in front of the added headers; ex->headers holds it then. */
@@ -56,6 +62,7 @@ static enum dac_err build_head(struct http_exchange *ex, int status, const char 
     struct conn *c = ex->conn;
     struct http_server *s = c->server;
     struct buf head = BUF_INIT(HTTP_HEADERS_OUT_MAX + HEAD_ROOM);
+    char id[HTTP_REQUEST_ID_SIZE];
 
     c->client_closes = !ex->client_keeps && !ex->must_close;
     c->keep =
@@ -65,6 +72,7 @@ static enum dac_err build_head(struct http_exchange *ex, int status, const char 
                date(s));
     if (s->opt.server_name)
         buf_printf(&head, "Server: %s\r\n", s->opt.server_name);
+    buf_printf(&head, "X-Request-Id: %s\r\n", http_request_id(ex, id));
     if (type)
         buf_printf(&head, "Content-Type: %s\r\n", type);
     if (framing == FRAMING_LENGTH)
@@ -78,6 +86,7 @@ static enum dac_err build_head(struct http_exchange *ex, int status, const char 
     buf_append(&head, ex->headers.data, ex->headers.len);
     buf_puts(&head, "\r\n");
 
+    ex->status = status;
     enum dac_err e = head.failed || ex->headers.failed ? DAC_E_NOMEM : DAC_OK;
     buf_free(&ex->headers);
     ex->headers = head;
@@ -91,7 +100,9 @@ static void finish(struct http_exchange *ex, enum dac_err e)
 {
     struct conn *c = ex->conn;
 
-    exchange_over(ex);
+    exchange_over(ex, e == DAC_E_NOMEM ? EXCHANGE_CUT
+                      : c->broken      ? EXCHANGE_LEFT
+                                       : EXCHANGE_ANSWERED);
     if (e == DAC_E_NOMEM) /* a half answer must not look whole */
         conn_close(c);
     else
@@ -113,6 +124,7 @@ void http_respond(struct http_exchange *ex, int status, const char *type,
             {ex->headers.data, ex->headers.len},
             {(void *)(uintptr_t)body, with_body ? len : 0},
         };
+        ex->bytes += iov[0].iov_len + iov[1].iov_len;
         e = conn_send(ex->conn, iov, with_body && len ? 2 : 1);
     }
     finish(ex, e);
@@ -156,6 +168,8 @@ static enum dac_err stream_send(struct http_exchange *ex, const struct iovec *mo
             iov[n++] = more[i];
     if (n == 0)
         return ex->conn->broken ? DAC_E_CLOSED : DAC_OK;
+    for (int i = 0; i < n; i++)
+        ex->bytes += iov[i].iov_len;
     enum dac_err e = conn_send(ex->conn, iov, n);
     if (!ex->head_sent) {
         ex->head_sent = true;
@@ -230,7 +244,7 @@ void http_abort(struct http_exchange *ex)
 {
     struct conn *c = live(ex)->conn;
 
-    exchange_over(ex);
+    exchange_over(ex, EXCHANGE_CUT);
     conn_close(c);
 }
 

@@ -140,6 +140,7 @@ enum dac_err http_server_new(struct event_base *base,
     s->base = base;
     s->opt = *opt;
     s->date_second = -1;
+    report_init(s);
     for (int w = 0; w < WAIT_COUNT; w++)
         TAILQ_INIT(&s->waits[w]);
     TAILQ_INIT(&s->turns);
@@ -162,7 +163,7 @@ void http_server_free(struct http_server *s)
     for (int w = 0; w < WAIT_COUNT; w++) {
         struct conn *c;
         while ((c = TAILQ_FIRST(&s->waits[w])))
-            conn_gone(c);
+            conn_gone(c, EXCHANGE_CUT);
     }
     conn_free_parked(s);
     event_del(&s->ev_turn);
@@ -199,6 +200,11 @@ void http_server_set_limits(struct http_server *s, const struct http_limits *lim
     s->opt.limits = *limits;
     event_del(&s->ev_sweep);
     server_sweep(s);
+}
+
+void http_server_set_log_requests(struct http_server *s, enum http_log_requests which)
+{
+    s->opt.log_requests = which;
 }
 
 const struct http_stats *http_server_stats(const struct http_server *s)

@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "api/api.h"
+#include "api/input.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "flight/flights.h"
@@ -235,6 +236,8 @@ static void look_at_changes(struct worker *w)
     if (child_live(w->ctx, &w->live_seen)) {
         fill_limits(w->ctx->config, &limits);
         http_server_set_limits(w->server, &limits);
+        http_server_set_log_requests(
+            w->server, (enum http_log_requests)w->ctx->config->log_requests);
     }
     if (w->served && !slot_serves(w->shm))
         begin_drain(w);
@@ -286,11 +289,14 @@ static void on_stop(void *arg)
 
 static enum dac_err make_server(struct worker *w)
 {
-    struct http_server_options opt = {.routes = api_routes,
-                                      .route_count = api_route_count,
-                                      .ctx = &w->api,
-                                      .may_accept = may_accept,
-                                      .server_name = "dac"};
+    struct http_server_options opt = {
+        .routes = api_routes,
+        .route_count = api_route_count,
+        .ctx = &w->api,
+        .may_accept = may_accept,
+        .server_name = "dac",
+        .log_requests = (enum http_log_requests)w->ctx->config->log_requests,
+        .describe = input_describe};
 
     fill_limits(w->ctx->config, &opt.limits);
     return http_server_new(w->base, &opt, &w->server);

@@ -272,8 +272,8 @@ static void warn(struct upstream_call *c)
     if (now - c->u->warned_ns < WARN_NS)
         return;
     c->u->warned_ns = now;
-    log_warn(0, "provider \"%s\": %s", c->provider->name,
-             c->curl_error[0] ? c->curl_error : curl_easy_strerror(c->result));
+    log_warn_about(&c->about, 0, "provider \"%s\": %s", c->provider->name,
+                   c->curl_error[0] ? c->curl_error : curl_easy_strerror(c->result));
 }
 
 void answer_over(struct upstream_call *c)

@@ -41,6 +41,7 @@ struct upstream_call {
     CURL *easy; /* owned, reused */
     const struct upstream_provider *provider;
     const struct dialect *dialect;
+    struct log_about about; /* borrowed strings */
     struct reader reader;
     struct sse_decoder sse;
     struct buf body;  /* of the request; curl reads it without a copy */

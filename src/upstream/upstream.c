@@ -385,6 +385,7 @@ enum dac_err upstream_start(struct upstream *u, const struct upstream_provider *
     if (!c)
         return DAC_E_NOMEM;
     call_init(c, p, d, ops, arg);
+    c->about = req->about;
     TAILQ_INSERT_TAIL(&u->calls, c, all);
     c->trace[0] = '\0';
     if (req->traceparent)

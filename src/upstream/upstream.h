@@ -28,6 +28,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "base/log.h"
 
 struct event_base;
 struct upstream;
@@ -52,6 +53,8 @@ struct upstream_request {
         *messages;              /* borrowed during upstream_start(): array of messages */
     struct json_object *params; /* borrowed: further members of the body; NULL: none */
     const char *traceparent;    /* value of that header, copied; NULL: none is sent */
+    struct log_about
+        about; /* for the log; its strings are borrowed for the call's life */
 };
 
 enum upstream_outcome {

@@ -5,7 +5,7 @@ import os
 import signal
 
 from lib.asks import until
-from lib.dacd import LOG_LINE, from_json
+from lib.dacd import ABOUT, FIELDS, LOG_LINE, from_json
 from lib.provider import say
 
 
@@ -34,7 +34,9 @@ async def test_changes_in_place_and_back(dac, mock):
     assert news and all(line.startswith("{") for line in news), news
     for line in news:
         o = json.loads(line)
-        assert list(o) == ["time", "level", "process", "pid", "message"] and isinstance(o["pid"], int)
+        names = list(o)
+        assert names[:5] == ["time", "level", "process", "pid", "message"] and isinstance(o["pid"], int)
+        assert set(names[5:]) <= {*ABOUT, *FIELDS} and all(o[name] != "" for name in names)
         assert LOG_LINE.match(from_json(line)), line
     assert any("signal 9" in json.loads(line)["message"] for line in news)
     assert {json.loads(line)["level"] for line in news} <= {"info", "warn", "error"}

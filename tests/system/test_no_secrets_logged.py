@@ -70,6 +70,37 @@ async def test_at_debug_level_through_all_kinds_of_trouble(make_dac, mock):
     assert sent["authorization"] == f"Bearer {API_KEY}", "the provider gets the key"
 
 
+async def test_of_requests_that_are_all_told(make_dac, mock):
+    """A line names the route, not the path; no query, no header, no body."""
+    dac = make_dac({"server": {"log_level": "debug", "log_requests": "all", "log_format": "json"}})
+    thread = await dac.thread(title="a thread about a kumquat")
+    key = {"authorization": f"Bearer {API_KEY}", "x-api-key": API_KEY, "cookie": "kumquat=1", "idempotency-key": "kumquat"}
+    for path in (
+        "/kumquat",
+        "/What%20is%20a%20kumquat%3F",
+        f"/livez?api_key={API_KEY}",
+        f"/api/threads/kumquat/messages?api_key={API_KEY}&q=kumquat",
+        "/api/turns/kumquat",
+        f"/api/turns/{API_KEY}/stream?from=kumquat",
+        f"/%00kumquat/{API_KEY}",
+        f"/{API_KEY}%0a2026-01-01T00:00:00.000Z ERROR kumquat[1] forged",
+    ):
+        for method in ("GET", "POST", "PUT"):
+            await dac.request(method, path, headers=key, body=b"kumquat " + API_KEY.encode())
+    for bad in ("kumquat sk", f'kumquat"{API_KEY}', "kumquat\u00e9", "kumquat" * 30, ""):
+        r = await dac.get("/livez", headers={**key, "x-request-id": bad})
+        assert bad == "" or bad not in r.get("x-request-id")
+    await gather(
+        dac.ask_json(thread, say(tokens=2), headers=key),
+        dac.ask_stream(thread, say("stream kumquat", cut=1), headers={"authorization": API_KEY}),
+        dac.chat(say("kumquat", status=500), headers=key, user="kumquat"),
+    )
+    lines = [json.loads(line) for line in dac.log.splitlines() if line.startswith("{")]
+    told = [o for o in lines if "route" in o]
+    assert len(told) >= 24 and {"-", "/livez", "/api/turns/{id}"} <= {o["route"] for o in told}
+    shown(dac.log, "the log", names=())
+
+
 # What people write where it does not belong, or where it must not be shown.
 SPILT = [
     ("provider perplexity", {"api_key_file": "sk-canary-0123456789"}),
@@ -106,8 +137,8 @@ async def test_of_reloads_good_and_bad(make_dac, mock, tmp_path):
     assert sent["authorization"] == "Bearer sk-canary-new"
 
 
-def shown(text, where):
-    for word in (*CANARIES, "org_demo"):
+def shown(text, where, names=("org_demo",)):
+    for word in (*CANARIES, *names):
         assert word not in text.lower(), f"{where} shows {word!r}"
 
 
@@ -134,7 +165,7 @@ async def test_of_other_sinks(make_dac, mock, form):
             shown(Path(f"/proc/{pid}/{name}").read_text(errors="replace"), name)
     await mock.open("go")
     await running.rest()
-    shown(dac.log, "the log")
+    shown(dac.log, "the log", names=())  # whose a turn is it does say
     if form == "json":
         assert json.loads(dac.log.splitlines()[-1])["level"] in ("debug", "info", "warn")
 

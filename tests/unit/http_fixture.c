@@ -52,7 +52,8 @@ static void on_writable(struct http_exchange *ex, void *user)
     atomic_fetch_add(&f->writable, 1);
 }
 
-static const struct http_callbacks callbacks = {on_gone, on_writable};
+static const struct http_callbacks callbacks = {.on_gone = on_gone,
+                                                .on_writable = on_writable};
 
 static void hold(struct http_exchange *ex, void *ctx)
 {
@@ -144,7 +145,8 @@ static void pump(struct http_exchange *ex, void *user)
     http_stream_end(ex);
 }
 
-static const struct http_callbacks pump_callbacks = {on_gone, pump};
+static const struct http_callbacks pump_callbacks = {.on_gone = on_gone,
+                                                     .on_writable = pump};
 
 static void pump_begin(struct http_exchange *ex, void *ctx)
 {

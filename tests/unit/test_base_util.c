@@ -346,6 +346,10 @@ static void emit_long_about(void)
 START_TEST(lines_tell_what_they_are_about)
 {
     static char long_one[LOG_ABOUT_MAX + 10];
+    static const struct log_field fields[] = {{"status", "200", true},
+                                              {"role", NULL, false},
+                                              {"end", "a \"b\"", false},
+                                              {"long", long_one, false}};
     static const struct {
         struct log_about about;
         const char *human, *json;
@@ -361,6 +365,10 @@ START_TEST(lines_tell_what_they_are_about)
         {{.org = "a b\n2026 turn=x \"\x01"},
          "directory org=\"a b\\\\\\\\n2026 turn=x \\\\\"\\\\\\\\x01\"\n$",
          "directory\",\"org\":\"a b\\\\\\\\n2026 turn=x \\\\\"\\\\\\\\x01\"\\}\n$"},
+        {{.turn = "t", .fields = fields, .field_count = DAC_ARRAY_LEN(fields)},
+         "directory turn=t\n$",
+         "\"turn\":\"t\",\"status\":200,\"end\":\"a "
+         "\\\\\"b\\\\\"\",\"long\":\"o{64}\"\\}\n$"},
         {{.turn = "t", .org = long_one},
          " turn=t org=o{128}\n$",
          ",\"org\":\"o{128}\"\\}\n$"},
@@ -383,11 +391,17 @@ END_TEST
 START_TEST(long_lines_keep_what_they_are_about)
 {
     char worst[LOG_ABOUT_MAX + 1];
+    const struct log_field last = {"last", worst, false};
     size_t n;
 
     memset(worst, 1, sizeof(worst) - 1);
     worst[sizeof(worst) - 1] = '\0';
-    emit_what = (struct log_about){worst, worst, worst, worst};
+    emit_what = (struct log_about){.request = worst,
+                                   .turn = worst,
+                                   .org = worst,
+                                   .trace = worst,
+                                   .fields = &last,
+                                   .field_count = 1};
     unsetenv("JOURNAL_STREAM");
     for (int json = 0; json < 2; json++) {
         struct json_object *o;

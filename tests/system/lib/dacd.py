@@ -30,14 +30,20 @@ LOG_LINE = re.compile(
 )
 
 
+ABOUT = ("request", "turn", "org", "trace")
+# What a request's line has besides, as JSON.
+FIELDS = ("method", "route", "status", "bytes", "duration_ms", "ttft_ms", "role", "end")
+
+
 def from_json(line):
     """A line of `log_format = json` as people would have it; others as they are."""
     if not line.startswith("{"):
         return line
     with contextlib.suppress(ValueError):
         o = json.loads(line)
-        if list(o) == ["time", "level", "process", "pid", "message"]:
-            return f"{o['time']} {o['level'].upper()} {o['process']}[{o['pid']}] {o['message']}"
+        if list(o)[:5] == ["time", "level", "process", "pid", "message"]:
+            about = "".join(f" {k}={o[k]}" for k in ABOUT if k in o)
+            return f"{o['time']} {o['level'].upper()} {o['process']}[{o['pid']}] {o['message']}{about}"
     return "no log line: " + line
 
 
@@ -195,10 +201,8 @@ class Dacd:
                 raise AssertionError(f"dacd exited {self.process.returncode} at its start")
             with contextlib.suppress(OSError, ValueError):
                 # The first worker answers before the last one has started.
-                if (
-                    f"master[{self.pid}] ready: " in self.log
-                    and self.get_sync("/readyz")[0] == 200
-                ):
+                said = (f"master[{self.pid}] ready: ", f'"pid":{self.pid},"message":"ready: ')
+                if any(s in self.log for s in said) and self.get_sync("/readyz")[0] == 200:
                     return
             time.sleep(0.02)
         raise AssertionError(f"dacd was not ready in {timeout} s")
