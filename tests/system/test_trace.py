@@ -122,7 +122,7 @@ async def test_over_http2(make_dac, tmp_path):
     with_tls.start()
     try:
         (address,) = re.findall(r"listening https (\S+)", with_tls.log_path.read_text())
-        provider = {"base_url": f"https://{address}/v1", "ca_file": tmp_path / "certs" / "ca.pem", **ON["provider perplexity"]}
+        provider = {"base_url": f"https://{address}/v1", "ca_file": tmp_path / "certs" / "ca.pem", "trace": "on"}
         dac = make_dac({"provider perplexity": provider}, provider=with_tls)
         thread = await dac.thread()
         await gather(*[dac.ask_json(thread, say(f"{i}", tokens=1), headers=given()) for i in range(4)])
