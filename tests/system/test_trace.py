@@ -145,3 +145,69 @@ async def test_a_reload_turns_it_on(dac, mock):
 
     await until(is_told, "the new workers tell the provider")
     assert header((await mock.log("request"))[0]) is None
+
+
+# --- in the log ---
+
+
+def lines(dac, **about):
+    """Lines as JSON that say this."""
+    all_lines = [json.loads(line) for line in dac.log.splitlines() if line.startswith("{")]
+    return [o for o in all_lines if all(o.get(k) == v for k, v in about.items())]
+
+
+async def line(dac, **about):
+    async def is_there():
+        return lines(dac, **about)
+
+    await until(is_there, f"a line about {about}")
+    return lines(dac, **about)[0]
+
+
+@pytest.fixture
+def logging(make_dac, mock):
+    return make_dac({**ON, "server": {"log_requests": "all", "log_format": "json"}})
+
+
+@pytest.mark.smoke
+async def test_a_request_s_line_has_its_own_trace(logging, mock):
+    dac = logging
+    thread = await dac.thread()
+    question = say(tokens=2, barrier="hold@1")
+    leader = await dac.open_ask(thread, question, headers={**given(), "x-request-id": "lead"})
+    await leader.until("delta")
+    follower = await dac.open_ask(thread, question, headers={**given(OTHER), "x-request-id": "follow"})
+    await follower.until("delta")
+    await mock.open("hold")
+    await gather(leader.rest(), follower.rest())
+    lead, follow = await line(dac, request="lead"), await line(dac, request="follow")
+    assert (lead["role"], lead["trace"], follow["role"], follow["trace"]) == ("leader", ID, "follower", OTHER)
+    assert lead["turn"] == follow["turn"]
+
+
+async def test_a_trace_of_our_own_is_logged_too(logging, mock):
+    for name, headers in {"none": {}, "bad": {"traceparent": given()["traceparent"].upper()}}.items():
+        await logging.chat(say(name, tokens=1), headers={**headers, "x-request-id": name})
+        (trace, _, _) = (await told(mock))[-1]
+        assert (await line(logging, request=name))["trace"] == trace != ID
+    await logging.get("/livez", headers={"x-request-id": "look"})
+    assert "trace" not in await line(logging, request="look")
+
+
+async def test_a_flight_s_lines_have_its_leader_s_trace(logging, mock):
+    dac = logging
+    dac.allow_log.append(r"worker|signal|provider")
+    await mock.script({"status": 500}, {"tokens": 4, "barrier": "hold@0"}, {"tokens": 4, "barrier": "hold@0"})
+    thread = await dac.thread()
+    leader = asyncio.create_task(dac.ask_json(thread, "Kumquat?", headers=given()))
+    await mock.wait(waiting=1)
+    others = [await dac.open_ask(thread, "Kumquat?", headers=given(OTHER)) for _ in range(16)]
+    await gather(*[s.until("meta") for s in others])
+    os.kill(fetcher(dac, mock), signal.SIGKILL)
+    await mock.wait(calls=3, waiting=1)
+    await mock.open("hold")
+    await gather(*[s.rest() for s in others])
+    await asyncio.gather(leader, return_exceptions=True)
+    about = [o for o in lines(dac, trace=ID) if "route" not in o]
+    assert [o for o in about if "status 500" in o["message"]] and [o for o in about if "taken over" in o["message"]]
+    assert not [o for o in lines(dac, trace=OTHER) if "route" not in o]
