@@ -29,6 +29,7 @@
 #include "shm/pacer.h"
 
 #define SEGMENT_TRIES 3
+#define SEGMENT_MODE  0640       /* the service's group may look on, if umask lets it */
 #define SHM_FOLDER    "/dev/shm" /* where shm_open() has its names, on Linux */
 #define PATH_SIZE     (SHM_NAME_SIZE + 16)
 #define FILE_SIZE     (sizeof(SHM_FOLDER) + PATH_SIZE)
@@ -258,7 +259,7 @@ static enum dac_err open_locked(const char *path, const char *name, int *out,
                                 bool *replaced, char *why, size_t n)
 {
     for (int i = 0; i < SEGMENT_TRIES; i++) {
-        int fd = shm_open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+        int fd = shm_open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, SEGMENT_MODE);
         if (fd >= 0) {
             /* Another starter may take it, unlocked as it is, for a dead master's. */
             if (flock(fd, LOCK_EX | LOCK_NB) == 0 && same_file(path, fd)) {
@@ -403,7 +404,7 @@ enum dac_err segment_create_next(const struct shm_options *opt, struct shm *out,
         return e;
     next_path_of(opt->name, path);
     shm_unlink(path);
-    out->lock_fd = shm_open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    out->lock_fd = shm_open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, SEGMENT_MODE);
     if (out->lock_fd < 0 || flock(out->lock_fd, LOCK_EX | LOCK_NB) != 0) {
         snprintf(why, n, "could not make shared memory \"%s\": %s", path,
                  strerror(errno));
@@ -457,8 +458,9 @@ enum dac_err segment_attach(const char *name, struct shm *out, char *why, size_t
     fd = shm_open(path, O_RDONLY | O_CLOEXEC, 0);
     if (fd < 0) {
         int err = errno;
-        snprintf(why, n, "could not open instance \"%s\" in /dev/shm: %s", name,
-                 strerror(err));
+        snprintf(why, n, "could not open instance \"%s\" in /dev/shm: %s%s", name,
+                 strerror(err),
+                 err == EACCES ? "; be root, or in the group of the service" : "");
         return err == ENOENT ? DAC_E_NOT_FOUND : DAC_E_SYS;
     }
     enum dac_err e = DAC_E_CORRUPT;

@@ -183,11 +183,12 @@ START_TEST(new_segment_is_valid_and_empty)
     bool replaced = true;
     char path[128];
 
+    umask(022);
     ck_assert_int_eq(create(&replaced), DAC_OK);
     ck_assert(!replaced);
     snprintf(path, sizeof(path), "/dev/shm/%s", shm_name);
     ck_assert_int_eq(stat(path, &st), 0);
-    ck_assert_uint_eq(st.st_mode & 0777, 0600);
+    ck_assert_uint_eq(st.st_mode & 0777, 0640);
     /* Its memory is there now, not when it is touched. */
     ck_assert_uint_ge((uint64_t)st.st_blocks * 512, shm.size);
     ck_assert_uint_eq(shm.self, SHM_NO_SLOT);
