@@ -24,6 +24,7 @@
 #define ANSWER_MAX     (256u << 10)
 #define CONFIG_MAX     (4u << 20)
 #define ANSWER_WAIT_NS (60 * NS_PER_S) /* a reload has half of it for its new workers */
+#define CONNECT_WAIT_S 5
 #define CANCEL_WAIT_NS (5 * NS_PER_S)
 #define LOOK_NS        (20 * NS_PER_MS)
 #define PROGRESS_NS    NS_PER_S
@@ -34,8 +35,12 @@
 static int connect_to(const struct shm *shm)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    const struct timeval patience = {.tv_sec = CONNECT_WAIT_S};
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
+    /* A stopped master's queue may be full of those who have given up. */
+    if (fd >= 0)
+        (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
     snprintf(addr.sun_path, sizeof(addr.sun_path), "%.*s", (int)sizeof(addr.sun_path) - 1,
              shm->hdr->control);
     if (addr.sun_path[0] == '\0') {
@@ -47,7 +52,9 @@ static int connect_to(const struct shm *shm)
     } else {
         fprintf(stderr, "dacctl: could not reach the master at %s: %s%s\n", addr.sun_path,
                 strerror(errno),
-                errno == EACCES ? "; be root, or in the group of the service" : "");
+                errno == EACCES   ? "; be root, or in the group of the service"
+                : errno == EAGAIN ? "; it takes nobody, dacctl status may say why"
+                                  : "");
     }
     if (fd >= 0)
         close(fd);

@@ -209,6 +209,23 @@ def test_strangers_and_nonsense(dac, tmp_path):
     assert answers(dac.port)[0]
 
 
+def test_a_stopped_master_s_full_queue_holds_nobody(dac):
+    os.kill(dac.pid, signal.SIGSTOP)
+    queue = []
+    try:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                queue.append(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+                queue[-1].connect(str(dac.folder / "control.sock"))
+        code, out, err = run(dac, "drain", timeout=20)
+        assert (code, out) == (2, "") and "takes nobody" in err
+    finally:
+        for s in queue:
+            s.close()
+        os.kill(dac.pid, signal.SIGCONT)
+    assert run(dac, "reload")[0] == 0
+
+
 def cpu_s(pid):
     with open(f"/proc/{pid}/stat") as f:
         fields = f.read().rpartition(")")[2].split()
