@@ -552,8 +552,10 @@ bool segment_valid(const struct shm *shm, char *why, size_t n)
         snprintf(why, n,
                  "the magic number is wrong: no segment of dacd, or one half made");
     else if (h->layout_version != SHM_LAYOUT_VERSION)
-        snprintf(why, n, "layout version is %u, this program knows %u", h->layout_version,
-                 SHM_LAYOUT_VERSION);
+        snprintf(why, n,
+                 "layout version is %u, this program knows %u: another version of dacd "
+                 "made it; restart the service",
+                 h->layout_version, SHM_LAYOUT_VERSION);
     else if (h->header_size != sizeof *h || h->slot_size != sizeof(struct shm_slot) ||
              h->pacer_size != sizeof(struct shm_pacer) ||
              h->bucket_size != sizeof(struct shm_bucket) ||
