@@ -86,7 +86,7 @@ static enum dac_err build_head(struct http_exchange *ex, int status, const char 
     buf_append(&head, ex->headers.data, ex->headers.len);
     buf_puts(&head, "\r\n");
 
-    ex->status = status;
+    ex->status = (int16_t)status;
     enum dac_err e = head.failed || ex->headers.failed ? DAC_E_NOMEM : DAC_OK;
     buf_free(&ex->headers);
     ex->headers = head;

@@ -142,6 +142,19 @@ static void step_to_end(struct recorder *r, uint64_t now_ns)
         event_base_loopbreak(r->base);
 }
 
+const struct log_about *recorder_about(const struct recorder *r, uint32_t flight,
+                                       const char *org, struct flight_about *out)
+{
+    const struct trace trace = flight_trace(r->shm, flight);
+    struct id turn;
+
+    memcpy(turn.b, flight_at(r->shm, flight)->turn_id, sizeof(turn.b));
+    id_format(&turn, out->turn);
+    trace_format_id(&trace, out->trace);
+    out->about = (struct log_about){.turn = out->turn, .org = org, .trace = out->trace};
+    return &out->about;
+}
+
 /* --- events ---------------------------------------------------------------------------
  */
 

@@ -131,6 +131,7 @@ bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word
 {
     struct flight_ref ref = {.index = flight, .incarnation = w.incarnation};
     struct shm_flight *f = flight_at(r->shm, flight);
+    struct flight_about about;
     struct log_view view;
     struct record_end end;
     bool declined =
@@ -148,7 +149,8 @@ bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word
         /* Nothing can be written behind a broken chain; its readers find that out
          * themselves, and storing it will fail. */
         if (e == DAC_E_CORRUPT)
-            log_error(0, "flight %u: its log is damaged", flight);
+            log_error_about(recorder_about(r, flight, NULL, &about), 0,
+                            "flight %u: its log is damaged", flight);
         else if (e != DAC_OK)
             return false; /* no block is free: the next tick tries again */
     }
@@ -161,9 +163,11 @@ bool recorder_end_orphan(struct recorder *r, uint32_t flight, struct flight_word
         DAC_OK)
         return false;
     wake_readers(r->shm, flight);
-    log_info(0, "flight %u lost its fetcher and was ended as %s%s", flight,
-             turn_status_name(end.status <= TURN_FAILED ? (enum turn_status)end.status
-                                                        : TURN_FAILED),
-             declined ? ": none of its readers can begin anew" : "");
+    log_info_about(recorder_about(r, flight, NULL, &about), 0,
+                   "flight %u lost its fetcher and was ended as %s%s", flight,
+                   turn_status_name(end.status <= TURN_FAILED
+                                        ? (enum turn_status)end.status
+                                        : TURN_FAILED),
+                   declined ? ": none of its readers can begin anew" : "");
     return true;
 }

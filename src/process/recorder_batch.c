@@ -117,12 +117,15 @@ void recorder_count_deaths(struct recorder *r)
     for (uint32_t i = 0; i < r->shm->hdr->flight_count; i++) {
         struct shm_flight *f = flight_at(r->shm, i);
         uint32_t word = atomic_load_explicit(&f->batch, memory_order_relaxed);
+        struct flight_about about;
 
         if ((word & BATCH_IN_HAND) == 0)
             continue;
         atomic_store_explicit(&f->batch, word + 1, memory_order_relaxed);
-        log_info(0, "flight %" PRIu32 " was in hand when a recorder died (%" PRIu32 ")",
-                 i, (word + 1) >> 1);
+        log_info_about(recorder_about(r, i, NULL, &about), 0,
+                       "flight %" PRIu32 " was in hand when a recorder died (%" PRIu32
+                       ")",
+                       i, (word + 1) >> 1);
     }
 }
 
@@ -485,8 +488,12 @@ static void batch_lost(struct recorder *r, const char *why)
 }
 
 /* What the store has said about one flight, before the world hears it. */
-static void settle(struct outcome *o)
+static void settle(const struct recorder *r, size_t i)
 {
+    const struct turn_result *result = &r->batch->results[i];
+    const char *org = result->has_request ? result->request.org : NULL;
+    struct outcome *o = &r->batch->outcomes[i];
+    struct flight_about about;
     bool ok = o->row && o->row->result == DAC_OK;
     const char *why = o->row && !ok ? o->row->why : o->why;
 
@@ -498,7 +505,8 @@ static void settle(struct outcome *o)
     if (ok)
         o->stored = turn_stored_at(o->row->place);
     if (why)
-        log_error(0, "flight %" PRIu32 " is not stored: %s", o->flight, why);
+        log_error_about(recorder_about(r, o->flight, org, &about), 0,
+                        "flight %" PRIu32 " is not stored: %s", o->flight, why);
 }
 
 static void batch_stored(struct recorder *r)
@@ -521,7 +529,7 @@ static void batch_stored(struct recorder *r)
     r->pending_count -= b->flights;
     memmove(r->pending, r->pending + b->flights, r->pending_count * sizeof(*r->pending));
     for (size_t i = 0; i < b->flights; i++) {
-        settle(&b->outcomes[i]);
+        settle(r, i);
         publish(r, &b->outcomes[i]);
         recorder_look(r, b->outcomes[i].flight); /* for keys that came meanwhile */
     }

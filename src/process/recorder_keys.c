@@ -164,10 +164,12 @@ void recorder_keys_committed(struct recorder *r)
     CRASH_POINT("recorder_keys_committed");
     for (size_t i = 0; i < keys->count; i++) {
         const struct store_row *row = keys->of[i].row;
+        struct flight_about about;
 
         if (row->result == DAC_E_INVALID)
-            log_error(0, "an idempotency key of flight %" PRIu32 " is not stored: %s",
-                      keys->of[i].flight, row->why);
+            log_error_about(recorder_about(r, keys->of[i].flight, NULL, &about), 0,
+                            "an idempotency key of flight %" PRIu32 " is not stored: %s",
+                            keys->of[i].flight, row->why);
         alias_set_stored(r->shm, keys->of[i].alias);
         CRASH_POINT("recorder_key_marked");
     }

@@ -94,6 +94,14 @@ void recorder_continue(struct recorder *r);
 void recorder_take_dirty(struct recorder *r);
 /* The store's upkeep is to be seen to, when those who were told have had time to run. */
 void recorder_tidy_soon(struct recorder *r);
+/* What a line about this flight names. The org may be NULL. */
+struct flight_about {
+    char turn[ID_TEXT_SIZE];
+    char trace[TRACE_ID_TEXT_SIZE];
+    struct log_about about; /* points to the above */
+};
+const struct log_about *recorder_about(const struct recorder *r, uint32_t flight,
+                                       const char *org, struct flight_about *out);
 /* Tells the world how the store is doing. */
 void recorder_note_store(struct recorder *r);
 

@@ -195,25 +195,46 @@ static void back_off(struct spooled *s)
     s->retry_at_ns = clock_now_ns() + s->backoff_ns;
 }
 
+/* Of a row that is a turn's, or about one. */
+static bool names_turn(const struct store_row *row)
+{
+    return row->kind == STORE_TURN || row->kind == STORE_COUNTS ||
+           row->kind == STORE_ALIAS ||
+           (row->kind == STORE_REJECTED && strcmp(rejected_kind(row), "turn") == 0);
+}
+
+static struct log_about about_row(const struct store_row *row, char turn[ID_TEXT_SIZE])
+{
+    id_format(rejected_id(row), turn);
+    return (struct log_about){.turn = names_turn(row) ? turn : NULL,
+                              .org = rejected_org(row)};
+}
+
 static void tell_refused(const struct store_row *row)
 {
+    char turn[ID_TEXT_SIZE];
+    const struct log_about about = about_row(row, turn);
+
     if (row->result == DAC_OK ||
         (row->result == DAC_E_NOT_FOUND && row->kind == STORE_COUNTS))
         return;
     if (row->kind == STORE_ALIAS)
-        log_error(0, "an idempotency key of the spool was dropped: %s", row->why);
+        log_error_about(&about, 0, "an idempotency key of the spool was dropped: %s",
+                        row->why);
     else
-        log_error(0, "a row of the spool was set aside: %s", row->why);
+        log_error_about(&about, 0, "a row of the spool was set aside: %s", row->why);
 }
 
 static void tell_set_aside(const struct store_rejected *j)
 {
     char text[ID_TEXT_SIZE];
+    const struct log_about about = {.turn = strcmp(j->kind, "turn") == 0 ? text : NULL,
+                                    .org = j->org};
 
     id_format(&j->id, text);
     if (!j->was_stored)
-        log_error(0, "a row of the spool was set aside: %s %s: %s", j->kind, text,
-                  j->reason);
+        log_error_about(&about, 0, "a row of the spool was set aside: %s %s: %s", j->kind,
+                        text, j->reason);
 }
 
 static size_t texts_of(const struct store_row *rows, size_t n)
@@ -238,15 +259,17 @@ static void note_pace(struct pace *p, const struct store_row *rows, size_t n,
 static void note_patience(struct spooled *s, enum dac_err e)
 {
     char text[ID_TEXT_SIZE];
+    struct log_about about;
 
     if (e == DAC_OK)
         s->patience_ns = PATIENCE_MIN_NS;
     if (e != DAC_E_TIMEOUT || s->batch.n > 1)
         return;
-    id_format(rejected_id(&s->batch.rows[0]), text);
-    log_error(0, "PostgreSQL did not commit %s %s of the spool in %.0f s; trying again",
-              rejected_kind(&s->batch.rows[0]), text,
-              (double)s->patience_ns / (double)NS_PER_S);
+    about = about_row(&s->batch.rows[0], text);
+    log_error_about(
+        &about, 0, "PostgreSQL did not commit %s %s of the spool in %.0f s; trying again",
+        rejected_kind(&s->batch.rows[0]), text,
+        (double)s->patience_ns / (double)NS_PER_S);
     s->patience_ns *= 2;
     if (s->patience_ns > PATIENCE_MAX_NS)
         s->patience_ns = PATIENCE_MAX_NS;

@@ -3,10 +3,13 @@ that id, the turn and the org."""
 
 import asyncio
 import json
+import os
 import re
+import signal
 
 import pytest
 
+from lib import procs
 from lib.asks import gather, until
 from lib.dacd import ABOUT, FIELDS
 from lib.provider import say
@@ -261,3 +264,45 @@ async def test_a_provider_that_fails_is_told_with_request_turn_and_org(make_dac,
     assert (line["level"], line["org"]) == ("warn", "acme")
     (turn,) = await dac.stored_turns(1)
     assert line["turn"] == turn["id"] and r.status == 502
+
+
+async def test_a_takeover_is_told_with_the_turn(make_dac, mock):
+    dac = make_dac({"server": {"log_format": "json", "log_requests": "all"}})
+    dac.allow_log.append("signal 9")
+    question = say(tokens=4, barrier="go@2")
+    thread = await dac.thread()
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    traced = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    streams = [await dac.open_ask(thread, question, headers=traced) for _ in range(16)]
+    for s in streams:
+        await s.until("delta")
+    turn = streams[0].head.get("x-dac-turn-id")
+    (victim,) = [pid for pid in dac.workers() if procs.connections_to(pid, mock.port)]
+    os.kill(victim, signal.SIGKILL)
+    await mock.wait(calls=2)
+    await mock.open("go")
+    ended = await gather(*[s.rest() for s in streams])
+    assert any(s.named("done") for s in ended)
+    lines = [json.loads(line) for line in dac.log.splitlines() if "taken over" in line]
+    assert [(o["turn"], o["org"], o["trace"]) for o in lines] == [(turn, "org_demo", trace)]
+
+
+async def test_what_the_service_cuts_off(make_dac, mock):
+    dac = make_dac({"server": {"log_format": "json", "drain_timeout": "200ms"}})
+    s = await dac.open_ask(await dac.thread(), say(tokens=5, barrier="never@2"), headers={"x-request-id": "cut"})
+    await s.until("delta")
+    rest = asyncio.create_task(s.rest())
+    await asyncio.to_thread(dac.stop)
+    await asyncio.gather(rest, return_exceptions=True)
+    (o,) = told(dac, request="cut")
+    assert (o["level"], o["end"], bool(o["turn"])) == ("warn", "shutting_down", True)
+
+
+async def test_a_client_that_takes_nothing(make_dac, mock):
+    dac = make_dac({"server": {"log_format": "json", "client_stall_timeout": "300ms"}}, workers=1)
+    question = say(tokens=4000, token_size=4096)
+    options = {"rcvbuf": 4096, "limit": 4096}
+    s = await dac.open_ask(await dac.thread(), question, headers={"x-request-id": "slow"}, wire_options=options)
+    o = await one(dac, request="slow")
+    assert (o["end"], o["status"], o["level"]) == ("stalled", 200, "warn")
+    s.close()
