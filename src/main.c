@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "config.h"
+#include "base/journal.h"
 #include "base/log.h"
 #include "config/config.h"
 #include "process/child.h"
@@ -88,6 +89,8 @@ int main(int argc, char **argv)
     rc = parse_arguments(argc, argv, &args);
     if (rc >= 0)
         return rc;
+    if (!args.test)
+        (void)journal_open(JOURNAL_SOCKET);
     path = args.config_path ? strdup(args.config_path) : strdup(CONFIG_DEFAULT_PATH);
     problems =
         calloc(1, sizeof(*problems)); /* too large for the stack of a small container */

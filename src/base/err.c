@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 
+#include "base/journal.h"
 #include "base/log.h"
 
 static const char *const texts[DAC_E_COUNT] = {
@@ -36,5 +37,6 @@ _Noreturn void dac_assert_fail(const char *cond, const char *file, int line,
                                const char *func)
 {
     log_error(0, "assertion \"%s\" failed in %s() at %s:%d", cond, func, file, line);
+    journal_flush();
     abort();
 }

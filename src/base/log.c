@@ -1,8 +1,8 @@
 /*
- * Builds one log line in a fixed buffer and writes it with one write(2), below PIPE_BUF
- * so that lines of several processes on one pipe never mix. A message that does not fit
- * is cut and ends in "...". What is said too often is counted. Keeps errno. Any process;
- * not for signal handlers.
+ * Builds one log line in a fixed buffer and hands it to the journal or writes it with one
+ * write(2), below PIPE_BUF so that lines of several processes on one pipe never mix. A
+ * message that does not fit is cut and ends in "...". What is said too often is counted.
+ * Keeps errno. Any process; not for signal handlers.
  */
 #include "base/log.h"
 
@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/journal.h"
 #include "base/json.h"
 
 #define LINE_MAX_BYTES 4096
@@ -27,12 +28,13 @@
 /* What a line can be about, in the order it is told. */
 static const struct {
     const char *name;
-    size_t at; /* of the pointer in struct log_about */
+    const char *field; /* of the journal's */
+    size_t at;         /* of the pointer in struct log_about */
 } abouts[] = {
-    {"request", offsetof(struct log_about, request)},
-    {"turn", offsetof(struct log_about, turn)},
-    {"org", offsetof(struct log_about, org)},
-    {"trace", offsetof(struct log_about, trace)},
+    {"request", "DAC_REQUEST", offsetof(struct log_about, request)},
+    {"turn", "DAC_TURN", offsetof(struct log_about, turn)},
+    {"org", "DAC_ORG", offsetof(struct log_about, org)},
+    {"trace", "DAC_TRACE", offsetof(struct log_about, trace)},
 };
 
 #define ABOUTS DAC_ARRAY_LEN(abouts)
@@ -61,6 +63,7 @@ static char identity[32] = "dacd";
 static struct same {
     const char *fmt; /* NULL: free */
     enum log_level level;
+    int err;
     uint64_t since_ns;
     uint32_t written;
     uint32_t left_out;
@@ -290,8 +293,36 @@ static size_t put_human(char *line, enum log_level level, const struct log_about
     return len + tail_len;
 }
 
-/* `msg` is escaped, n bytes of it. */
-static void write_line(enum log_level level, const struct log_about *about,
+/* Whether the journal has it, with fields. The message is what standard error would have
+ * got but for the priority, so that one reads the same whichever way it went. */
+static bool tell_journal(enum log_level level, const struct log_about *about, int err,
+                         const char *line, size_t len)
+{
+    const char *prefix = levels[level].prefix;
+    struct journal_entry e;
+    char number[16];
+    size_t n = line[0] == '<' ? strlen(prefix) : 0;
+
+    journal_begin(&e);
+    journal_put(&e, "MESSAGE", line + n, len - n);
+    journal_put(&e, "PRIORITY", prefix + 1, 1);
+    journal_put(&e, "SYSLOG_IDENTIFIER", "dacd", 4);
+    journal_put(&e, "DAC_PROCESS", identity, strlen(identity));
+    for (size_t i = 0; i < ABOUTS; i++) {
+        const char *value = about_value(about, i);
+
+        if (value != NULL)
+            journal_put(&e, abouts[i].field, value, strnlen(value, LOG_ABOUT_MAX));
+    }
+    if (err != 0) {
+        n = (size_t)snprintf(number, sizeof(number), "%d", err);
+        journal_put(&e, "ERRNO", number, n);
+    }
+    return journal_send(&e);
+}
+
+/* `msg` is escaped, n bytes of it, with the text of `err`. */
+static void write_line(enum log_level level, const struct log_about *about, int err,
                        const char *msg, size_t n)
 {
     char line[LINE_MAX_BYTES];
@@ -301,6 +332,8 @@ static void write_line(enum log_level level, const struct log_about *about,
         len = put_json(line, level, about, msg, n);
     else
         len = put_human(line, level, about, msg, n);
+    if (journal_is_open() && tell_journal(level, about, err, line, len))
+        return;
     line[len++] = '\n';
     while (write(STDERR_FILENO, line, len) < 0 && errno == EINTR)
         ;
@@ -339,7 +372,7 @@ static void tell_left_out(struct same *s)
     else
         n = snprintf(msg, sizeof(msg), "%s", s->last);
     if (s->left_out > 0)
-        write_line(s->level, &about, msg, (size_t)n);
+        write_line(s->level, &about, s->err, msg, (size_t)n);
     *s = (struct same){0};
 }
 
@@ -363,7 +396,7 @@ static struct same *find_same(const char *fmt, enum log_level level, uint64_t no
 }
 
 /* Whether this one is left out for now. */
-static bool is_one_too_many(enum log_level level, const struct log_about *about,
+static bool is_one_too_many(enum log_level level, const struct log_about *about, int err,
                             const char *fmt, const char *msg, size_t n)
 {
     struct same *s;
@@ -379,6 +412,7 @@ static bool is_one_too_many(enum log_level level, const struct log_about *about,
         n = utf8_complete_prefix(msg, SAME_TEXT_MAX - 1);
     memcpy(s->last, msg, n);
     s->last[n] = '\0';
+    s->err = err;
     for (size_t i = 0; i < ABOUTS; i++) {
         const char *value = about_value(about, i);
 
@@ -399,6 +433,7 @@ __attribute__((destructor)) static void tell_all_left_out(void)
 {
     for (size_t i = 0; i < SAME_MESSAGES; i++)
         tell_left_out(&same[i]);
+    journal_flush();
 }
 
 /* --- a line ---------------------------------------------------------------------------
@@ -433,8 +468,8 @@ static void log_line(enum log_level level, const struct log_about *about, int er
         len = put_escaped(msg, len, max, ": ", 2);
         len = put_escaped(msg, len, max, why, strlen(why));
     }
-    if (!is_one_too_many(level, about, fmt, msg, len))
-        write_line(level, about, msg, len);
+    if (!is_one_too_many(level, about, err, fmt, msg, len))
+        write_line(level, about, err, msg, len);
     errno = saved;
 }
 

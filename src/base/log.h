@@ -11,6 +11,12 @@
  * appended: "could not open file "x": No such file or directory". Prompts, answers and
  * keys are never logged, at any level.
  *
+ * Where journal_open() found that standard error is the journal's, a line becomes an
+ * entry with fields instead: MESSAGE (the line without its priority, in the form that is
+ * set), PRIORITY, SYSLOG_IDENTIFIER, DAC_PROCESS, ERRNO, and of what it is about
+ * DAC_REQUEST, DAC_TURN, DAC_ORG and DAC_TRACE. What the journal does not take at once
+ * goes to standard error.
+ *
  * Of lines that say the same but for numbers and names (one `fmt`) a process writes
  * LOG_SAME_MAX in LOG_SAME_NS; then one with the last of the others tells how many there
  * were. Where `fmt` begins with "%s" it says nothing itself, and all are written. One

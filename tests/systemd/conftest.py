@@ -42,6 +42,10 @@ class Service(Dacd):
         this = f"_SYSTEMD_INVOCATION_ID={self.show('InvocationID')}"
         return self.machine.run("journalctl", this, "-o", "cat", "--no-pager")
 
+    def entries(self, *matches):
+        """The journal's, of this start; fields as journalctl shows them."""
+        return self.machine.journal(f"_SYSTEMD_INVOCATION_ID={self.show('InvocationID')}", *matches)
+
     def processes(self):
         return self.machine.processes(UNIT)
 

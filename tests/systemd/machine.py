@@ -6,6 +6,7 @@ nothing of it is left behind, whatever happens to the test.
 import contextlib
 import ctypes
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -126,6 +127,11 @@ class Machine:
                 if title:
                     found[pid] = title
         return found
+
+    def journal(self, *matches):
+        """Entries of the journal; a list of dicts."""
+        lines = self.run("journalctl", *matches, "-o", "json", "--all", "--no-pager").splitlines()
+        return [json.loads(line) for line in lines]
 
     def show(self, unit, what):
         return self.run("systemctl", "show", "-p", what, "--value", unit).strip()

@@ -2,7 +2,6 @@
 itself when the master is killed, and stops."""
 
 import asyncio
-import json
 import os
 import signal
 import time
@@ -152,21 +151,6 @@ def test_a_configuration_that_became_wrong_heals_itself(service, machine):
     service.conf.write_text(good)
     wait_for(service.is_up, "it is back")
     asyncio.run(ask(service))
-
-
-def test_lines_of_the_journal_have_their_priority_and_unit(service, machine):
-    victim = service.workers()[0]
-    kill(victim)
-    wait_for(lambda: victim not in service.processes() and service.is_up(), "another worker")
-    this = f"_SYSTEMD_INVOCATION_ID={service.show('InvocationID')}"
-    lines = [json.loads(x) for x in machine.run("journalctl", this, "-o", "json", "--no-pager").splitlines()]
-    ours = [x for x in lines if x.get("_COMM") == "dacd"]
-    assert {x["_SYSTEMD_UNIT"] for x in ours} == {"dacd.service"}
-    assert {x["SYSLOG_IDENTIFIER"] for x in ours} == {"dacd"}
-    assert not [x for x in ours if x["MESSAGE"].startswith("<")]
-    by_text = {x["MESSAGE"].split("] ", 1)[-1].split(" ")[0]: x["PRIORITY"] for x in ours}
-    assert by_text["ready:"] == "6"
-    assert by_text["worker"] == "4", by_text
 
 
 def test_a_reload_takes_what_is_good_and_refuses_the_rest(service, machine):
