@@ -183,12 +183,12 @@ static const char *about_value(const struct log_about *about, size_t i)
 static size_t put_value(char *tail, size_t len, const char *value, size_t max,
                         bool quotes)
 {
-    char text[LOG_ABOUT_MAX * 4];
+    char text[LOG_ABOUT_MAX * 4 + 1]; /* sprintf() ends what it writes */
     size_t n = strnlen(value, max + 1);
 
     if (n > max)
         n = utf8_complete_prefix(value, max);
-    n = put_escaped(text, 0, sizeof(text), value, n);
+    n = put_escaped(text, 0, sizeof(text) - 1, value, n);
     if (!quotes && !memchr(text, ' ', n) && !memchr(text, '"', n) &&
         !memchr(text, '=', n)) {
         memcpy(tail + len, text, n);
