@@ -116,7 +116,7 @@ find_instance() {
 api() {
     ${run:-} curl -sS --noproxy '*' --max-time "${DAC_TIMEOUT:-120}" -H "x-org-id: $org" \
         -H 'content-type: application/json' \
-        ${DAC_API_KEY:+-H "authorization: Bearer $DAC_API_KEY"} "$@"
+        ${DAC_API_KEY:+-H "@$work/key"} "$@"
 }
 
 # The URL of the control interface of dac-mock, if that is what is behind the instance.
@@ -394,6 +394,8 @@ begin_work() {
     trap end_work EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
+    # A key on a command line is everybody's to read; the folder is not.
+    [ -z "${DAC_API_KEY:-}" ] || printf 'authorization: Bearer %s\n' "$DAC_API_KEY" >"$work/key"
 }
 
 # Ends the curl that runs beside the script, if any.

@@ -126,6 +126,23 @@ async def test_nobody_there(name, report):
     assert (await script(None, f"./{name} --nonsense"))[0] == 2
 
 
+async def test_a_key_is_on_no_command_line(dac, tmp_path):
+    curl = tmp_path / "curl"
+    curl.write_text(
+        f"""#!/bin/sh
+printf '%s\\n' "$*" >>{tmp_path}/lines
+for word; do case $word in @*/key) cat "${{word#@}}" >>{tmp_path}/keys ;; esac; done
+exec {shutil.which("curl")} "$@"
+"""
+    )
+    curl.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    status, out, err = await script(dac, "./smoke_ttft.sh", PATH=path, DAC_API_KEY="kumquat-key")
+    assert status == 0, out + err
+    assert "/messages" in (tmp_path / "lines").read_text() and "kumquat-key" not in (tmp_path / "lines").read_text()
+    assert set((tmp_path / "keys").read_text().splitlines()) == {"authorization: Bearer kumquat-key"}
+
+
 async def test_a_report_that_cannot_be_written(dac, tmp_path):
     for wrong in (tmp_path, tmp_path / "none/report.md"):
         status, out, err = await script(dac, "./run_ttft_suite.sh", DAC_REPORT=str(wrong))
