@@ -59,7 +59,8 @@ void exchange_free(struct http_exchange *ex)
 {
     exchange_forget(ex);
     buf_free(&ex->headers);
-    free(ex->client_id);
+    if (ex->has_client_id)
+        free(ex->id.client);
     ex->magic = 0;
     free(ex);
 }
@@ -159,7 +160,8 @@ enum dac_err exchange_route(struct http_exchange *ex)
                             HTTP_DELETE | HTTP_OPTIONS;
     else
         router_find(opt->routes, opt->route_count, ex->method, raw, segments, &in->match);
-    ex->route = in->match.route;
+    if (in->match.route)
+        ex->route = (uint16_t)(in->match.route - opt->routes + 1);
     admit(ex);
     return DAC_OK;
 }

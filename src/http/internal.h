@@ -129,11 +129,14 @@ struct http_exchange {
     struct inbound *in; /* owned; NULL once forgotten */
     uint64_t arrived_ns;
     struct trace trace; /* none: not given, and not asked for yet */
+    bool has_client_id; /* which of `id` it is */
     int16_t status;     /* of the answer; 0: none was begun */
-    uint64_t serial;    /* of a request without an id of its own; see report.c */
-    char *client_id;    /* owned: the id that the client gave, or NULL */
-    const struct http_route *route; /* NULL: none fits, or the head was not whole */
-    const char *ending;             /* borrowed: see http_set_ending(); or NULL */
+    uint16_t route; /* number in the table + 1; 0: none fits, or the head was not whole */
+    union {
+        uint64_t serial; /* of a request without an id of its own; see report.c */
+        char *client;    /* owned: the id that the client gave */
+    } id;
+    const char *ending; /* borrowed: see http_set_ending(); or NULL */
     struct buf headers; /* the handler's; later the whole head, until it is sent */
 };
 

@@ -52,12 +52,14 @@ void report_identify(struct http_exchange *ex)
     struct http_server *s = ex->conn->server;
     const char *given = h1_header(&ex->in->h1, "X-Request-Id");
 
-    if (ex->client_id || ex->serial)
+    if (ex->has_client_id || ex->id.serial)
         return;
-    if (given && is_id(given))
-        ex->client_id = strdup(given);
-    if (!ex->client_id)
-        ex->serial = ++s->id_next;
+    if (given && is_id(given)) {
+        ex->id.client = strdup(given);
+        ex->has_client_id = ex->id.client != NULL;
+    }
+    if (!ex->has_client_id)
+        ex->id.serial = ++s->id_next;
 }
 
 const char *http_request_id(const struct http_exchange *ex,
@@ -65,13 +67,14 @@ const char *http_request_id(const struct http_exchange *ex,
 {
     static const char digits[] = "0123456789abcdef";
     const struct http_server *s = ex->conn->server;
-    uint64_t word[2] = {s->id_head, scatter(ex->serial ^ s->id_key)};
+    uint64_t word[2] = {s->id_head, 0};
 
     DAC_ASSERT(ex->magic == EXCHANGE_MAGIC);
-    if (ex->client_id) {
-        snprintf(out, HTTP_REQUEST_ID_SIZE, "%s", ex->client_id);
+    if (ex->has_client_id) {
+        snprintf(out, HTTP_REQUEST_ID_SIZE, "%s", ex->id.client);
         return out;
     }
+    word[1] = scatter(ex->id.serial ^ s->id_key);
     for (size_t i = 0; i < 32; i++)
         out[i] = digits[word[i / 16] >> (60 - 4 * (i % 16)) & 15];
     out[32] = '\0';
@@ -138,7 +141,7 @@ static void write_line(const struct http_exchange *ex, enum exchange_end how,
     uint64_t now = clock_now_ns();
     char id[HTTP_REQUEST_ID_SIZE], text[512], status[16], bytes[24], ms[32], ttft[32];
     char trace[TRACE_ID_TEXT_SIZE];
-    const char *route = ex->route ? ex->route->pattern : "-";
+    const char *route = ex->route ? s->opt.routes[ex->route - 1].pattern : "-";
     const struct log_field fields[] = {
         {"method", method_name(ex->method), false},
         {"route", route, false},
