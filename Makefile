@@ -332,7 +332,7 @@ install: all ## install into $(DESTDIR)$(prefix)
 	install -m 755 $(filter-out $(BUILD)/dacd,$(BINARIES)) $(DESTDIR)$(bindir)
 	install -m 644 etc/dac.conf.sample $(DESTDIR)$(sysconfdir)/dac/dac.conf.sample
 	install -m 644 README.md CHANGELOG.md LICENSE docs/design.md docs/audit.md docs/store.md docs/metrics.md docs/install.md \
-	    docs/configuration.md docs/logging.md docs/runbook.md $(DESTDIR)$(docdir)
+	    docs/configuration.md docs/idempotency.md docs/logging.md docs/runbook.md $(DESTDIR)$(docdir)
 	install -d $(DESTDIR)$(unitdir) $(DESTDIR)$(sysusersdir) $(DESTDIR)$(tmpfilesdir)
 	sed 's,/usr/sbin/,$(sbindir)/,; s,/etc/dac/,$(sysconfdir)/dac/,' systemd/dacd.service \
 	    >$(DESTDIR)$(unitdir)/dacd.service

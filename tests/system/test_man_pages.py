@@ -40,3 +40,11 @@ def test_commands_of_dacctl():
     assert {"status", "migrate"} <= said
     written = set(re.findall(r"^\.(?:B|BI|BR) ([a-z][a-z-]*)\b", page("dacctl").split(".SH COMMANDS")[1].split(".SH OPTIONS")[0], re.M))
     assert said <= written, said - written
+
+
+def test_pages_that_are_installed_lead_to_such():
+    pages = set(re.findall(r"\bdocs/([a-z]+\.md)\b", (ROOT / "Makefile").read_text()))
+    assert {"runbook.md", "install.md"} <= pages
+    for name in pages:
+        linked = set(re.findall(r"\]\(([a-z]+\.md)[)#]", (ROOT / "docs" / name).read_text()))
+        assert linked <= pages, (name, linked - pages)
