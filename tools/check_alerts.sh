@@ -24,7 +24,8 @@ usage: check_alerts.sh [options]
                        counts (300)
   --skip NAME          leave one of the five out; may be given again
   --state FILE         where to remember since when error_rate is passed
-                       ($STATE_DIRECTORY or ~/.local/state/dac, a file for each URL)
+                       ($STATE_DIRECTORY or ~/.local/state/dac; checks that differ
+                       in URL, --last-n or --error-rate have a file each)
   --timeout SECONDS    for the answer (10)
   --json               one line of JSON instead of text
   --help
@@ -137,7 +138,10 @@ if [ -z "$state" ]; then
     else
         unknown "there is no HOME and no STATE_DIRECTORY: say --state FILE"
     fi
-    state=$state/check_alerts-$(printf '%s' "$shown_url" | tr -c 'A-Za-z0-9.-' _).state
+    # Another check's "not passed" would begin this one's five minutes anew.
+    other=
+    [ "$last_n $max_error_rate" = '100 0.01' ] || other=-$last_n-$max_error_rate
+    state=$state/check_alerts-$(printf '%s' "$shown_url" | tr -c 'A-Za-z0-9.-' _)$other.state
 fi
 umask 077
 remembers=1

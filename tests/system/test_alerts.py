@@ -362,6 +362,22 @@ def test_where_state_is_kept_by_itself(tmp_path):
             assert all((tmp_path / want / f).stat().st_mode & 0o077 == 0 for f in files)
 
 
+def test_checks_with_other_limits_leave_each_other_alone(tmp_path):
+    with answering() as server:
+
+        def at(uptime, *args):
+            server.tell(figures(uptime=uptime, error_rate=0.05))
+            env = {**os.environ, "STATE_DIRECTORY": str(tmp_path)}
+            p = subprocess.run([SCRIPT, "--url", server.url, *args], env=env, capture_output=True, check=False)
+            return p.returncode
+
+        assert at(1000) == WARNING
+        assert at(1001, "--error-rate", "0.2") == OK
+        assert at(1002, "--last-n", "1000") == WARNING
+        assert at(1300) == CRITICAL
+        assert at(1301, "--last-n", "1000") == WARNING
+
+
 def test_many_at_once(tmp_path):
     with answering() as server:
         server.tell(figures(uptime=1000))
