@@ -5,6 +5,7 @@
 #include <check.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -295,6 +296,28 @@ START_TEST(the_end_waits_until_the_journal_has_read_but_not_forever)
 }
 END_TEST
 
+/* Nobody reads at first; its parent looks after 20 ms, which are less than it waits. */
+START_TEST(a_process_ends_when_its_last_words_are_read)
+{
+    struct pollfd readable = {.fd = journal, .events = POLLIN};
+    pid_t child;
+
+    ck_assert(journal_open(path));
+    child = fork();
+    if (child == 0) {
+        if (_i == 1)
+            DAC_ASSERT(_i != 1);
+        log_error(0, "last words");
+        exit(0);
+    }
+    ck_assert_int_eq(poll(&readable, 1, 5000), 1);
+    usleep(20000);
+    ck_assert_int_eq(waitpid(child, NULL, WNOHANG), 0);
+    ck_assert_ptr_nonnull(strstr(entry(), _i == 1 ? "assertion" : "last words"));
+    ck_assert_int_eq(waitpid(child, NULL, 0), child);
+}
+END_TEST
+
 START_TEST(an_entry_is_bounded)
 {
     static char large[JOURNAL_ENTRY_MAX];
@@ -328,6 +351,7 @@ int main(void)
     tcase_add_test(tc, what_is_too_large_goes_to_standard_error);
     tcase_add_test(tc, a_child_speaks_for_itself);
     tcase_add_test(tc, the_end_waits_until_the_journal_has_read_but_not_forever);
+    tcase_add_loop_test(tc, a_process_ends_when_its_last_words_are_read, 0, 2);
     tcase_add_test(tc, an_entry_is_bounded);
     suite_add_tcase(s, tc);
     sr = srunner_create(s);
