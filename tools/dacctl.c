@@ -16,6 +16,7 @@
 #include "dacctl.h"
 #include "dacctl_config.h"
 #include "dacctl_exit.h"
+#include "dacctl_print.h"
 #include "dacctl_store.h"
 
 #define OUTPUT_MAX (UINT64_C(64) << 20)
@@ -252,14 +253,8 @@ static int run(const struct arguments *args, const char *name)
     }
     rc = args->command->run(&shm, args->command->takes_word ? args->word : name,
                             args->json, &out);
-    if (out.failed) {
-        fputs("dacctl: out of memory\n", stderr);
+    if (!dacctl_print(&out))
         rc = EXIT_UNUSABLE;
-    } else if (fwrite(out.data, 1, out.len, stdout) != out.len || fflush(stdout) != 0) {
-        fprintf(stderr, "dacctl: could not write: %s\n", strerror(errno));
-        rc = EXIT_UNUSABLE;
-    }
-    buf_free(&out);
     segment_detach(&shm);
     return rc;
 }

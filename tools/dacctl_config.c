@@ -18,24 +18,9 @@
 #include "config/describe.h"
 #include "config/live.h"
 #include "dacctl_exit.h"
+#include "dacctl_print.h"
 
 #define OUTPUT_MAX (UINT64_C(64) << 20)
-
-/* Prints what was gathered. False: it has said why not. */
-static bool put_out(struct buf *out)
-{
-    bool ok = !out->failed;
-
-    if (!ok) {
-        fputs("dacctl: out of memory\n", stderr);
-    } else if ((out->len > 0 && fwrite(out->data, 1, out->len, stdout) != out->len) ||
-               fflush(stdout) != 0) {
-        fprintf(stderr, "dacctl: could not write: %s\n", strerror(errno));
-        ok = false;
-    }
-    buf_free(out);
-    return ok;
-}
 
 /* --- reading ------------------------------------------------------------------------ */
 
@@ -106,7 +91,7 @@ static int show_json(const char *conf)
             out.failed = true;
     }
     buf_puts(&out, "}\n");
-    int rc = put_out(&out) && cfg ? EXIT_DONE : EXIT_UNUSABLE;
+    int rc = dacctl_print(&out) && cfg ? EXIT_DONE : EXIT_UNUSABLE;
 
     config_free(cfg);
     return rc;
@@ -140,12 +125,12 @@ static int explain(const char *conf, const char *word, bool json)
 
     (void)conf;
     if (config_explain(word, json, &out, &near) > 0)
-        return put_out(&out) ? EXIT_DONE : EXIT_UNUSABLE;
+        return dacctl_print(&out) ? EXIT_DONE : EXIT_UNUSABLE;
     if (json) {
         buf_puts(&out, "{\"settings\":[]");
         json_put_member(&out, "nearest", near);
         buf_puts(&out, "}\n");
-        (void)put_out(&out);
+        (void)dacctl_print(&out);
     }
     buf_free(&out);
     if (near)
@@ -166,7 +151,7 @@ static int write_all(void (*put)(struct buf *out))
     struct buf out = BUF_INIT(OUTPUT_MAX);
 
     put(&out);
-    return put_out(&out) ? EXIT_DONE : EXIT_UNUSABLE;
+    return dacctl_print(&out) ? EXIT_DONE : EXIT_UNUSABLE;
 }
 
 static int sample(const char *conf, const char *word, bool json)
@@ -184,7 +169,7 @@ static int sample(const char *conf, const char *word, bool json)
     buf_puts(&out, "}\n");
     out.failed |= text.failed;
     buf_free(&text);
-    ok = put_out(&out);
+    ok = dacctl_print(&out);
     return ok ? EXIT_DONE : EXIT_UNUSABLE;
 }
 
@@ -264,7 +249,7 @@ static int compare(const struct config *from, const struct config *to, bool is_r
         buf_puts(&out, "]}\n");
     else if (n > 0 && is_reload)
         put_sum(&all, &out);
-    if (!put_out(&out))
+    if (!dacctl_print(&out))
         return EXIT_UNUSABLE;
     return n > 0 ? EXIT_NOT_DONE : EXIT_DONE;
 }

@@ -13,6 +13,7 @@
 #include "base/bytes.h"
 #include "config/config.h"
 #include "dacctl_exit.h"
+#include "dacctl_print.h"
 #include "store/sqlite.h"
 
 #define LOCK_WAIT_MS 30000
@@ -212,15 +213,7 @@ bool database_run(struct database *d, const char *doing, const char *sql, const 
 
 int store_print(struct buf *b, int rc)
 {
-    if (b->failed) {
-        fputs("dacctl: out of memory\n", stderr);
-        rc = EXIT_UNUSABLE;
-    } else if (fwrite(b->data, 1, b->len, stdout) != b->len || fflush(stdout) != 0) {
-        fprintf(stderr, "dacctl: could not write: %s\n", strerror(errno));
-        rc = EXIT_UNUSABLE;
-    }
-    buf_free(b);
-    return rc;
+    return dacctl_print(b) ? rc : EXIT_UNUSABLE;
 }
 
 int store_say_no(const struct store_arguments *args, int rc)

@@ -42,7 +42,8 @@ static bool is_over(const struct shm *shm)
 /* Prints what is in `out` and empties it. */
 static bool flush(struct buf *out)
 {
-    bool ok = !out->failed && fwrite(out->data, 1, out->len, stdout) == out->len &&
+    bool ok = !out->failed &&
+              (out->len == 0 || fwrite(out->data, 1, out->len, stdout) == out->len) &&
               fflush(stdout) == 0;
 
     out->len = 0;

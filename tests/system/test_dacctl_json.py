@@ -43,7 +43,7 @@ def named_in_help():
 @pytest.mark.sqlite
 async def test_every_command_speaks_it(make_dac, mock, tmp_path):
     dac = make_dac()
-    turn = (await dac.chat(say("a finished one", tokens=3))).get("x-dac-turn-id")
+    turn = (await dac.ask_json(await dac.thread(), say("a finished one", tokens=3))).json()["turn_id"]
     said = {}
 
     def ask(*args, code=0):
@@ -178,7 +178,7 @@ def test_the_codes_are_written_where_one_looks():
 
 
 async def test_of_what_is_asked_of_the_master(make_dac, mock):
-    dac = make_dac()
+    dac = make_dac({"flight": {"error_ttl": "30s"}})
     dac.allow_log.append(r"refused|dac.conf:|worker|watchdog")
     exits(0, "-n", dac.name, "reload")
     exits(1, "-n", dac.name, "cancel", NO_TURN)
