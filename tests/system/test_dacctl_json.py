@@ -198,6 +198,7 @@ async def test_of_what_is_asked_of_the_master(make_dac, mock):
         os.kill(fetcher, signal.SIGCONT)
     assert code == 3 and json.loads(out) == {"ok": False, "turn_id": turn, "status": "running"}
     await stream.rest()
-    exits(0, "-n", dac.name, "cancel", turn)
+    code, _, err = run("-n", dac.name, "cancel", turn)
+    assert code == 0 or (code == 1 and "not in memory" in err), err
     (dac.folder / "control.sock").unlink()  # nobody can reach the master any more
     exits(2, "-n", dac.name, "reload")
