@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from lib.asks import gather
+from lib.asks import gather, until
 from lib.dacd import ROOT
 from lib.provider import say
 
@@ -56,8 +56,16 @@ async def look(dac, *args):
 
 
 async def ask_all(dac, questions):
+    """All different: when this returns, the figures know of them, too."""
+    known = (await dac.performance(1000))["turns"] + len(questions)
     thread = await dac.thread()
-    return await gather(*[dac.ask_json(thread, q) for q in questions])
+    answers = await gather(*[dac.ask_json(thread, q) for q in questions])
+
+    async def counted():
+        return (await dac.performance(1000))["turns"] >= known
+
+    await until(counted, "figures that know of every turn")
+    return answers
 
 
 # --- the five -----------------------------------------------------------------------------
