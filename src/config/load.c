@@ -64,7 +64,28 @@ static void put_sections(struct buf *out)
     buf_puts(out, " and [provider NAME]");
 }
 
-static void unknown_section(struct load *l, unsigned line, const char *kind)
+/* A [provider] that cannot be used has settings that can be wrong, too: they are read
+ * for nobody. */
+static void enter_astray(struct load *l, const char *name)
+{
+    struct config_provider *p;
+
+    config_free(l->astray);
+    l->astray = calloc(1, sizeof(*l->astray));
+    if (!l->astray || !(l->astray->providers[0].name = strdup(name))) {
+        l->nomem = true;
+        return;
+    }
+    l->astray->provider_count = 1;
+    p = &l->astray->providers[0];
+    load_defaults(l, p);
+    l->section = "provider";
+    l->provider = p;
+}
+
+/* What is below is read as if the section had the name that is near. */
+static void unknown_section(struct load *l, unsigned line, const char *kind,
+                            const char *name)
 {
     const char *near = setting_suggest_section(kind);
     struct buf all = BUF_INIT(1024);
@@ -78,6 +99,10 @@ static void unknown_section(struct load *l, unsigned line, const char *kind)
         problem_add(l->problems, l->file, line, "unknown section [%.60s]; there are %s",
                     kind, buf_cstr(&all) ? all.data : "others");
     buf_free(&all);
+    if (near && strcmp(near, "provider") == 0)
+        enter_astray(l, name);
+    else
+        l->section = near;
 }
 
 static bool provider_name_valid(const char *name)
@@ -116,6 +141,7 @@ static void enter_provider(struct load *l, unsigned line, const char *name)
     if (*name == '\0') {
         problem_add(l->problems, l->file, line,
                     "[provider] has no name; write [provider NAME]");
+        enter_astray(l, name);
         return;
     }
     if (!provider_name_valid(name)) {
@@ -123,6 +149,7 @@ static void enter_provider(struct load *l, unsigned line, const char *name)
                     "provider name \"%.60s\" is not valid; use a letter, then up to 30 "
                     "letters, digits, \".\", \"_\" or \"-\"",
                     name);
+        enter_astray(l, name);
         return;
     }
     p = (struct config_provider *)config_provider_find(cfg, name);
@@ -134,6 +161,7 @@ static void enter_provider(struct load *l, unsigned line, const char *name)
         problem_add(l->problems, l->file, line,
                     "[provider %s] is one too many; there can be %d", name,
                     CONFIG_PROVIDERS_MAX);
+        enter_astray(l, name);
         return;
     } else {
         p = &cfg->providers[cfg->provider_count];
@@ -175,7 +203,7 @@ static void on_section(void *arg, unsigned line, const char *kind, const char *n
             l->section_at[i] = here(l, line);
         return;
     }
-    unknown_section(l, line, kind);
+    unknown_section(l, line, kind, name);
 }
 
 /* Says where a misplaced setting belongs, or what an unknown one may have been meant to
@@ -275,6 +303,7 @@ static enum dac_err load(const char *path, const char *const *environ,
     load_variables(&l, environ);
     load_finish(&l);
     problems_sort(problems);
+    config_free(l.astray);
 
     if (l.nomem)
         rc = DAC_E_NOMEM;

@@ -22,6 +22,7 @@ struct load {
     const struct parser_events *events;
     const char *section;              /* NULL: an unknown one, its settings are skipped */
     struct config_provider *provider; /* of a [provider NAME], else NULL */
+    struct config *astray; /* owned: has the provider of a section that is none */
     struct config_origin section_at[CONFIG_SETTINGS_MAX]; /* where a section stood last,
                                                            * by the number of its first
                                                            * setting in the table */

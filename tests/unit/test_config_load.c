@@ -214,6 +214,21 @@ static const struct {
      "dac.conf:6: unknown section [povider]; did you mean [provider NAME]?\n"
      "dac.conf:7: unknown section [redis]; there are [server], [memory], [store], "
      "[flight] and [provider NAME]\n"},
+    {NO_ENV "[sever]\nworkers = many\n[povider x]\nrps = x\nlisten = 1\n[provider a b]\n"
+            "burst = y\n[provider]\nbrust = 1\n[redis]\nworkers = none\n",
+     "dac.conf:3: unknown section [sever]; did you mean [server]?\n"
+     "dac.conf:4: workers: \"many\" is not a whole number; choose 1 to 28, or auto\n"
+     "dac.conf:5: unknown section [povider]; did you mean [provider NAME]?\n"
+     "dac.conf:6: rps: \"x\" is not a number like 10 or 0.5; choose 0.0001 to 100000, or "
+     "0 for no limit\n"
+     "dac.conf:7: \"listen\" is no setting of [provider x]; move it to [server]\n"
+     "dac.conf:8: provider name \"a b\" is not valid; use a letter, then up to 30 "
+     "letters, digits, \".\", \"_\" or \"-\"\n"
+     "dac.conf:9: burst: \"y\" is not a whole number; choose 1 to 100000, or auto\n"
+     "dac.conf:10: [provider] has no name; write [provider NAME]\n"
+     "dac.conf:11: unknown setting \"brust\" in [provider]; did you mean \"burst\"?\n"
+     "dac.conf:12: unknown section [redis]; there are [server], [memory], [store], "
+     "[flight] and [provider NAME]\n"},
     {"a = 1\nword\n= 2\n[]\nb = 2\n[server\nc = 3\n[server] d\nenv_file =\n[server x]\n",
      "dac.conf:1: setting before the first section; begin with one like [server]\n"
      "dac.conf:2: no \"=\" in this line; write \"name = value\", or begin a comment with "
