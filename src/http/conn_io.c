@@ -31,7 +31,7 @@ static void on_input(struct conn *c, const char *data, size_t n)
     size_t used = 0;
 
     if (c->state == CONN_LINGER) {
-        c->lingered += n;
+        c->lingered += (uint32_t)n;
         if (c->lingered > HTTP_LINGER_BYTES)
             conn_close(c);
         return;

@@ -70,22 +70,22 @@ SLIST_HEAD(listener_list, listener);
 struct conn {
     struct http_server *server;
     int fd; /* owned */
-    enum conn_state state;
-    size_t out_off;     /* of `out`, already sent */
-    struct buf out;     /* the one unsent remainder */
+    enum conn_state state : 8;
+    enum conn_wait wait : 8;
     bool broken;        /* a send failed */
     bool queued;        /* has work for the turn event */
     bool processing;    /* conn_process() is on the stack, and goes on by itself */
     bool keep;          /* the current answer lets the connection live */
     bool client_closes; /* the client asked for the close, so it needs no lingering */
-    enum conn_wait wait;
+    uint32_t lingered;  /* bytes discarded */
+    size_t out_off;     /* of `out`, already sent */
+    struct buf out;     /* the one unsent remainder */
     struct http_exchange *ex;    /* owned while current, else NULL */
     TAILQ_ENTRY(conn) link;      /* in server->waits[wait], or in server->parked */
     TAILQ_ENTRY(conn) turn_link; /* in server->turns while `queued` */
     uint64_t wait_start_ns;
     struct buf pending; /* bytes behind the current request */
     size_t pending_off; /* of it, already parsed */
-    size_t lingered;    /* bytes discarded */
     struct event ev_read;
     struct event ev_write;
 };

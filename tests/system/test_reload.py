@@ -294,7 +294,7 @@ async def test_new_workers_wait_for_old_ones(dac, mock):
     assert (await dac.chat("x" * 3000)).status == 413, "what changes in place does not wait"
     for _ in range(5):
         dac.reload()
-    assert len(states(dac)) == 4, "the recorder, two that serve, one with a stream"
+    until(lambda: len(states(dac)) == 4, "the recorder, two that serve, one with a stream")
     await ends_well(stream, mock, question)
     settled(dac, 3)
     assert dac.log.count("new workers serve") == 2, "many reloads have become one"
