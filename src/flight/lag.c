@@ -185,9 +185,7 @@ static void finish_stream(struct member *m)
     piece_begin(b);
     if (m->broken)
         v = broken_view(v, &broken);
-    if (m->broken)
-        over = m->dialect->end(v, m, m->at, b);
-    else if (!m->tail_sent)
+    if (m->broken || !m->tail_sent)
         over = m->dialect->end(v, m, m->at, b);
     m->tail_sent = true;
     if (!over) {
